@@ -1,0 +1,19 @@
+"""How the api listens and what it accepts. Read once per process from `PIECEWORK_…`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ApiSettings(BaseSettings):
+    """Address, limits and waiting times of the HTTP service."""
+
+    model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8787, description="port to listen on")
+    public_url: str = Field("", description="URL under which clients reach the service, for signed links; empty: host and port")
+    body_bytes_max: int = Field(256 * 2**20, description="largest request body, after decompression")
+    poll_s: float = Field(25.0, description="how long `retrieve_future` holds a request before it answers 408")
+    signed_url_s: int = Field(3600, description="how long a download link is valid")

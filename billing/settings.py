@@ -1,0 +1,16 @@
+"""Prices. Read once per process from `PIECEWORK_…`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class BillingSettings(BaseSettings):
+    """Where the rate card is."""
+
+    model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
+
+    rate_card: Path | None = Field(None, description="TOML file of prices; none: the default card that ships with piecework")

@@ -1,0 +1,35 @@
+"""How work is announced and waited for. Read once per process from `PIECEWORK_…`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+BROKER_SOCKET = "broker.sock"
+
+
+class JobsSettings(BaseSettings):
+    """Broker, timeouts and retention."""
+
+    model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
+
+    data_dir: Path = Field(Path(".piecework"), description="directory of the embedded service")
+    broker_url: str = Field(
+        "", description="redis://host:port/0 or amqp://user:password@host:port//; empty: the embedded broker of `serve`"
+    )
+    gap_timeout_s: float = Field(
+        600.0, description="a `seq` that has not arrived this long after a later one is closed with an error"
+    )
+    result_retention_s: float = Field(7 * 86_400.0, description="results are kept this long, then answered 410")
+    safety_read_s: float = Field(1.0, description="how often waiting polls are looked up without having been woken")
+    sweep_s: float = Field(2.0, description="how often stalled work is looked for and announced again")
+    stalled_after_s: float = Field(
+        4.0, description="work that waits this long while nobody holds its run's lease is announced again"
+    )
+    message_expires_s: float = Field(60.0, description="a message not taken this long is dropped; the sweeper re-announces")
+
+    def resolved_broker_url(self) -> str:
+        """The URL in force: the broker's socket in the data directory unless another is set."""
+        return self.broker_url or f"redis+socket://{self.data_dir.absolute() / BROKER_SOCKET}"
