@@ -28,7 +28,9 @@ class JobsSettings(BaseSettings):
     stalled_after_s: float = Field(
         4.0, description="work that waits this long while nobody holds its run's lease is announced again"
     )
-    message_expires_s: float = Field(60.0, description="a message not taken this long is dropped; the sweeper re-announces")
+    message_expires_s: float = Field(
+        60.0, description="a message not taken this long is dropped; the sweeper re-announces"
+    )
 
     def resolved_broker_url(self) -> str:
         """The URL in force: the broker's socket in the data directory unless another is set."""

@@ -22,13 +22,15 @@ class StorageSettings(BaseSettings):
         "", description="SQLAlchemy URL: postgresql+psycopg://user:password@host/name; empty: SQLite in the data dir"
     )
     object_store_url: str = Field(
-        "", description="s3://key:secret@host:port/bucket?secure=false or file:///dir; empty: a directory in the data dir"
+        "",
+        description="s3://key:secret@host:port/bucket?secure=false or file:///dir; empty: a directory in the data dir",
     )
     sqlite_synchronous: Literal["NORMAL", "FULL"] = Field(
         "NORMAL", description="NORMAL survives the death of any process, FULL also power loss (about 10 times slower)"
     )
     inline_bytes_max: int = Field(
-        65_536, description="payloads and results up to this size lie in the journal row, larger ones in the object store"
+        65_536,
+        description="payloads and results up to this size lie in the journal row, larger ones in the object store",
     )
     upload_expiry_s: float = Field(
         86_400.0, description="an object that no row names this long after its upload was announced is deleted"

@@ -1,0 +1,115 @@
+"""`with database.begin() as tx`: the only way to the rows.
+
+What always holds: on SQLite every transaction begins with `BEGIN IMMEDIATE`, so a read that is followed by a write can
+never lose a race; functions that write take a `tx` and never commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import make_url
+
+from storage.clock import Clock, SystemClock
+from storage.errors import DatabaseUnavailableError
+
+SQLITE_BUSY_S = 30.0
+
+
+class Database:
+    """Connections to SQLite or PostgreSQL.
+
+    Attributes:
+        engine: SQLAlchemy's engine.
+        clock: judges time on SQLite; PostgreSQL judges by its own.
+    """
+
+    def __init__(
+        self, url: str, *, clock: Clock | None = None, sqlite_synchronous: str = "NORMAL", pool_size: int = 8
+    ) -> None:
+        parsed = make_url(url)
+        self.clock: Clock = clock or SystemClock()
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self.engine = _sqlite_engine(parsed, sqlite_synchronous)
+        else:
+            self.engine = sqlalchemy.create_engine(
+                parsed,
+                pool_size=pool_size,
+                max_overflow=2 * pool_size,
+                pool_pre_ping=True,
+                isolation_level="READ COMMITTED",
+            )
+        self.url_without_password = parsed.render_as_string(hide_password=True)
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction: committed at the end of the block, rolled back if it raises.
+
+        Raises:
+            DatabaseUnavailableError: the database cannot be reached; trying again may help. Whether a commit that
+                raised it took effect is unknown: read back.
+        """
+        try:
+            with self.engine.begin() as tx:
+                yield tx
+        except sqlalchemy.exc.OperationalError as error:
+            raise DatabaseUnavailableError(self.url_without_password, str(error.orig)) from error
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads; on SQLite it neither waits for a writer nor makes one wait."""
+        try:
+            with self.engine.connect() as connection:
+                yield connection.execution_options(piecework_read_only=True)
+                connection.rollback()
+        except sqlalchemy.exc.OperationalError as error:
+            raise DatabaseUnavailableError(self.url_without_password, str(error.orig)) from error
+
+    def now(self, tx: Connection) -> datetime:
+        """The database's time: every process asks the same clock, so leases do not depend on theirs."""
+        if self.is_sqlite:
+            return self.clock.now()
+        value: datetime = tx.execute(sqlalchemy.text("SELECT clock_timestamp()")).scalar_one()
+        return value.astimezone(UTC)
+
+    def after(self, tx: Connection, seconds: float) -> datetime:
+        """The database's time in `seconds`."""
+        return self.now(tx) + timedelta(seconds=seconds)
+
+    def for_update(self, query: sqlalchemy.Select[Any], *, skip_locked: bool = False) -> sqlalchemy.Select[Any]:
+        """The query with its rows locked; SQLite's transactions hold the whole database already."""
+        return query if self.is_sqlite else query.with_for_update(skip_locked=skip_locked)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _sqlite_engine(url: sqlalchemy.URL, synchronous: str) -> sqlalchemy.Engine:
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sqlalchemy.create_engine(url, connect_args={"timeout": SQLITE_BUSY_S, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {int(SQLITE_BUSY_S * 1000)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute(f"PRAGMA synchronous = {synchronous}")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get("piecework_read_only")
+        connection.exec_driver_sql("BEGIN DEFERRED" if read_only else "BEGIN IMMEDIATE")
+
+    return engine

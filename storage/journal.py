@@ -1,0 +1,525 @@
+"""The journal: a row per primitive operation. It is the truth; messages only say that it has changed.
+
+    (accepted) ──▶ queued ──start()/claim()──▶ running ──complete()──▶ completed
+        │             ▲                          │  └──fail()────────▶ failed
+        │             └──release_claims()────────┘
+        └──invalid, or a gap that timed out──▶ failed                        queued ──cancel()──▶ cancelled
+
+A run's operations take effect in `seq` order: only the holder of the run's lease moves them, one transaction a batch.
+Samples have no order: a worker claims one, and only the claim that stands may complete it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, exists, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from storage import ids, tables
+from storage.errors import ClaimLostError, RowNotFoundError
+from storage.payloads import Stored
+
+
+class Status(StrEnum):
+    """Where an operation stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+OPEN = (Status.QUEUED, Status.RUNNING)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row of the journal, without the bytes of payload and outcome.
+
+    Attributes:
+        seq: place in its run (from 0), or the client's number of a sample.
+        payload, outcome: where their bytes are.
+        failures_seen: failures of the run that had been recorded when this was accepted.
+        failure_number: which failure of the run this is, or None.
+        attempts: times it was started.
+        expired: its outcome was kept long enough and is gone.
+    """
+
+    id: int
+    request_id: str
+    account_id: str
+    run_id: str | None
+    sampling_session_id: str | None
+    seq: int
+    kind: str
+    base_model: str
+    status: str
+    payload: Stored
+    outcome: Stored
+    error: str | None
+    error_category: str | None
+    failures_seen: int
+    failure_number: int | None
+    num_sequences: int
+    attempts: int
+    worker_id: str | None
+    accepted_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expired: bool
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an operation is accepted as failed: the words, and `user` or `server`."""
+
+    error: str
+    category: str
+
+
+# ----------------------------------------------------------------------------------------------------------- accepting
+
+
+def accept_training(
+    tx: Connection,
+    *,
+    account_id: str,
+    run_id: str,
+    seq: int,
+    kind: str,
+    base_model: str,
+    payload: Stored,
+    now: datetime,
+    refusal: Refusal | None = None,
+    gradients: bool = False,
+    loads_key: str | None = None,
+) -> tuple[str, bool]:
+    """Write down a training operation; one with a `refusal` is failed from the start, and its `seq` is consumed.
+
+    Args:
+        gradients: whether it would have added gradients: a failure that later `optim_step`s must know of.
+        loads_key: object with the weights that a `load_state` reads; kept as long as the row is.
+
+    Returns:
+        The request id, and whether the row is new: the same `seq` again gives the first one's request id.
+    """
+    request_id = ids.training_request_id(run_id, seq)
+    failures = tx.execute(select(tables.run.c.num_failures).where(tables.run.c.id == run_id)).scalar_one()
+    new = _insert(
+        tx,
+        request_id=request_id,
+        account_id=account_id,
+        run_id=run_id,
+        seq=seq,
+        kind=kind,
+        base_model=base_model,
+        failures_seen=failures,
+        loads_key=loads_key,
+        accepted_at=now,
+        **_payload_values(payload),
+        **_refusal_values(refusal, now),
+    )
+    if new:
+        tx.execute(update(tables.run).where(tables.run.c.id == run_id).values(last_request_at=now))
+    if new and refusal is not None and gradients:
+        _number_failure(tx, run_id, request_id)
+    return request_id, new
+
+
+def accept_sample(
+    tx: Connection,
+    *,
+    account_id: str,
+    sampling_session_id: str,
+    seq: int,
+    kind: str,
+    base_model: str,
+    payload: Stored,
+    num_sequences: int,
+    now: datetime,
+    refusal: Refusal | None = None,
+) -> tuple[str, bool]:
+    """Write down a sample; returns its request id and whether the row is new."""
+    request_id = ids.sample_request_id(sampling_session_id, seq)
+    new = _insert(
+        tx,
+        request_id=request_id,
+        account_id=account_id,
+        sampling_session_id=sampling_session_id,
+        seq=seq,
+        kind=kind,
+        base_model=base_model,
+        num_sequences=num_sequences,
+        accepted_at=now,
+        **_payload_values(payload),
+        **_refusal_values(refusal, now),
+    )
+    return request_id, new
+
+
+def _insert(tx: Connection, **values: Any) -> bool:
+    dialect = sqlite if tx.dialect.name == "sqlite" else postgresql
+    return tx.execute(dialect.insert(tables.operation).values(**values).on_conflict_do_nothing()).rowcount == 1
+
+
+def _payload_values(payload: Stored) -> dict[str, Any]:
+    return {"payload": payload.inline, "payload_key": payload.key, "payload_bytes": payload.size_bytes}
+
+
+def _refusal_values(refusal: Refusal | None, now: datetime) -> dict[str, Any]:
+    if refusal is None:
+        return {"status": Status.QUEUED}
+    return {
+        "status": Status.FAILED,
+        "error": refusal.error,
+        "error_category": refusal.category,
+        "finished_at": now,
+    }
+
+
+def _number_failure(tx: Connection, run_id: str, request_id: str) -> int:
+    run, operation = tables.run, tables.operation
+    counted = update(run).where(run.c.id == run_id).values(num_failures=run.c.num_failures + 1)
+    number: int = tx.execute(counted.returning(run.c.num_failures)).scalar_one()
+    tx.execute(update(operation).where(operation.c.request_id == request_id).values(failure_number=number))
+    return number
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def find_operation(tx: Connection, request_id: str, *, account_id: str | None = None) -> Operation | None:
+    """The operation with this request id, of this account if one is named."""
+    query = _operations().where(tables.operation.c.request_id == request_id)
+    if account_id is not None:
+        query = query.where(tables.operation.c.account_id == account_id)
+    row = tx.execute(query).one_or_none()
+    return None if row is None else _from_row(row._mapping)
+
+
+def get_operation(tx: Connection, request_id: str, *, account_id: str | None = None) -> Operation:
+    """The operation with this request id.
+
+    Raises:
+        RowNotFoundError: there is none.
+    """
+    operation = find_operation(tx, request_id, account_id=account_id)
+    if operation is None:
+        raise RowNotFoundError("operation", request_id)
+    return operation
+
+
+def list_operations(tx: Connection, run_id: str, *, limit: int, after_seq: int = -1) -> Sequence[Operation]:
+    """A run's operations after `after_seq`, in order."""
+    table = tables.operation.c
+    query = _operations().where(table.run_id == run_id, table.seq > after_seq).order_by(table.seq).limit(limit)
+    return [_from_row(row._mapping) for row in tx.execute(query)]
+
+
+def next_in_order(tx: Connection, run_id: str, *, after_seq: int, limit: int) -> Sequence[Operation]:
+    """The operations that follow `after_seq` without a gap, failed ones included; at most `limit`."""
+    following = list_operations(tx, run_id, limit=limit, after_seq=after_seq)
+    return [op for place, op in enumerate(following, start=after_seq + 1) if op.seq == place]
+
+
+def finished_among(tx: Connection, request_ids: Iterable[str]) -> Sequence[str]:
+    """Those of these request ids whose operation has an outcome."""
+    table = tables.operation.c
+    query = select(table.request_id).where(table.request_id.in_(list(request_ids)), table.status.in_(FINAL))
+    return tx.execute(query).scalars().all()
+
+
+def failed_gradients(tx: Connection, run_id: str, *, before_seq: int) -> Sequence[tuple[int, int]]:
+    """(`seq`, failure number) of the failed `forward_backward`s since the last `optim_step` before `before_seq`."""
+    table = tables.operation.c
+    last_step = (
+        select(func.coalesce(func.max(table.seq), -1))
+        .where(table.run_id == run_id, table.kind == "optim_step", table.seq < before_seq, table.attempts > 0)
+        .scalar_subquery()
+    )
+    query = select(table.seq, table.failure_number).where(
+        table.run_id == run_id, table.failure_number.is_not(None), table.seq > last_step, table.seq < before_seq
+    )
+    return [(seq, number) for seq, number in tx.execute(query.order_by(table.seq))]
+
+
+def count_open(tx: Connection, *, account_id: str | None = None) -> int:
+    """Operations without an outcome yet."""
+    table = tables.operation.c
+    query = select(func.count()).where(table.status.in_(OPEN))
+    if account_id is not None:
+        query = query.where(table.account_id == account_id)
+    return tx.execute(query).scalar_one()
+
+
+# ----------------------------------------------------------------------------------------------------------- executing
+
+
+def start(tx: Connection, operation_ids: Sequence[int], *, worker_id: str, now: datetime) -> None:
+    """Note that a worker begins with these operations: one attempt more each."""
+    table = tables.operation
+    tx.execute(
+        update(table)
+        .where(table.c.id.in_(operation_ids), table.c.status.in_(OPEN))
+        .values(status=Status.RUNNING, attempts=table.c.attempts + 1, worker_id=worker_id, started_at=now)
+    )
+
+
+def complete(tx: Connection, operation: Operation, outcome: Stored, *, worker_id: str, now: datetime) -> None:
+    """Record the outcome of a training operation; the caller has checked the lease in the same transaction."""
+    changed = tx.execute(
+        _open(operation.id).values(status=Status.COMPLETED, **_outcome_values(outcome, worker_id, now))
+    )
+    assert changed.rowcount == 1, f"{operation.request_id} had an outcome already"
+
+
+def fail(tx: Connection, operation: Operation, refusal: Refusal, *, worker_id: str | None, now: datetime) -> None:
+    """Record that an operation failed; the failure of one that adds gradients is numbered."""
+    changed = tx.execute(
+        _open(operation.id).values(
+            status=Status.FAILED,
+            error=refusal.error,
+            error_category=refusal.category,
+            worker_id=worker_id,
+            finished_at=now,
+        )
+    )
+    assert changed.rowcount == 1, f"{operation.request_id} had an outcome already"
+    if operation.kind == "forward_backward":
+        assert operation.run_id is not None
+        _number_failure(tx, operation.run_id, operation.request_id)
+
+
+def cancel(tx: Connection, request_id: str, *, account_id: str, now: datetime) -> bool:
+    """Cancel a sample that has no outcome; returns whether it was cancelled by this call."""
+    table = tables.operation
+    changed = tx.execute(
+        update(table)
+        .where(
+            table.c.request_id == request_id,
+            table.c.account_id == account_id,
+            table.c.sampling_session_id.is_not(None),
+            table.c.status.in_(OPEN),
+        )
+        .values(status=Status.CANCELLED, error="the sample was cancelled", error_category="user", finished_at=now)
+    )
+    return changed.rowcount == 1
+
+
+def _open(operation_id: int) -> Any:
+    table = tables.operation
+    return update(table).where(table.c.id == operation_id, table.c.status.in_(OPEN))
+
+
+def _outcome_values(outcome: Stored, worker_id: str, now: datetime) -> dict[str, Any]:
+    return {
+        "outcome": outcome.inline,
+        "outcome_key": outcome.key,
+        "outcome_bytes": outcome.size_bytes,
+        "worker_id": worker_id,
+        "finished_at": now,
+        "claim_expires_at": None,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- samples
+
+
+def claim_samples(
+    tx: Connection, *, worker_id: str, limit: int, now: datetime, expires_at: datetime, skip_locked: bool
+) -> Sequence[Operation]:
+    """Take queued samples, oldest first; each claim is one attempt more."""
+    table = tables.operation
+    waiting = (
+        select(table.c.id)
+        .where(table.c.status == Status.QUEUED, table.c.sampling_session_id.is_not(None))
+        .order_by(table.c.id)
+        .limit(limit)
+    )
+    if skip_locked:
+        waiting = waiting.with_for_update(skip_locked=True)
+    claimed = tx.execute(waiting).scalars().all()
+    if not claimed:
+        return []
+    tx.execute(
+        update(table)
+        .where(table.c.id.in_(claimed))
+        .values(
+            status=Status.RUNNING,
+            attempts=table.c.attempts + 1,
+            worker_id=worker_id,
+            started_at=now,
+            claim_expires_at=expires_at,
+        )
+    )
+    rows = tx.execute(_operations().where(table.c.id.in_(claimed)).order_by(table.c.id))
+    return [_from_row(row._mapping) for row in rows]
+
+
+def check_claim(tx: Connection, operation: Operation, *, worker_id: str) -> None:
+    """Make sure, in the transaction that completes a sample, that its claim stands.
+
+    Raises:
+        ClaimLostError: it was released, taken by another attempt, cancelled or completed.
+    """
+    table = tables.operation
+    standing = update(table).where(
+        table.c.id == operation.id,
+        table.c.status == Status.RUNNING,
+        table.c.worker_id == worker_id,
+        table.c.attempts == operation.attempts,
+    )
+    if tx.execute(standing.values(claim_expires_at=None)).rowcount != 1:
+        raise ClaimLostError(operation.request_id, operation.attempts)
+
+
+def renew_claims(tx: Connection, operation_ids: Sequence[int], *, worker_id: str, expires_at: datetime) -> None:
+    """Keep the samples a worker is busy with."""
+    table = tables.operation
+    held = update(table).where(
+        table.c.id.in_(operation_ids), table.c.worker_id == worker_id, table.c.status == Status.RUNNING
+    )
+    tx.execute(held.values(claim_expires_at=expires_at))
+
+
+def release_claims(tx: Connection, *, now: datetime, worker_id: str | None = None) -> int:
+    """Put samples back whose claim expired, or all that a worker (known to be gone) has claimed; returns how many."""
+    table = tables.operation
+    gone = table.c.worker_id == worker_id if worker_id is not None else table.c.claim_expires_at < now
+    claimed = update(table).where(table.c.status == Status.RUNNING, table.c.sampling_session_id.is_not(None), gone)
+    return tx.execute(claimed.values(status=Status.QUEUED, claim_expires_at=None)).rowcount
+
+
+def samples_wait(tx: Connection) -> bool:
+    """Whether any sample is queued."""
+    table = tables.operation.c
+    waiting = exists().where(table.status == Status.QUEUED, table.sampling_session_id.is_not(None))
+    return bool(tx.execute(select(waiting)).scalar_one())
+
+
+# ---------------------------------------------------------------------------------------------------- stalled and gaps
+
+
+def stalled_runs(tx: Connection, *, now: datetime, accepted_before: datetime, limit: int) -> Sequence[str]:
+    """Runs whose next operation waits since `accepted_before` while nobody holds their lease."""
+    run, operation = tables.run, tables.operation
+    unheld = or_(run.c.lease_worker.is_(None), run.c.lease_expires_at < now)
+    query = (
+        select(run.c.id)
+        .join(operation, and_(operation.c.run_id == run.c.id, operation.c.seq == run.c.state_seq + 1))
+        .where(unheld, operation.c.accepted_at < accepted_before)
+        .where(run.c.id.in_(select(operation.c.run_id).where(operation.c.status.in_(OPEN)).distinct()))
+        .limit(limit)
+    )
+    return tx.execute(query).scalars().all()
+
+
+def gaps(tx: Connection, *, accepted_before: datetime, limit: int) -> Sequence[tuple[str, int, int]]:
+    """(run, first missing `seq`, next `seq` that is there) where later operations wait since `accepted_before`."""
+    run, operation = tables.run, tables.operation
+    ahead = operation.alias("ahead")
+    last_present = (
+        select(func.max(operation.c.seq))
+        .where(
+            operation.c.run_id == run.c.id,
+            operation.c.seq > run.c.state_seq,
+            # every place between is filled: as many rows as numbers
+            operation.c.seq - run.c.state_seq
+            == select(func.count())
+            .where(ahead.c.run_id == run.c.id, ahead.c.seq > run.c.state_seq, ahead.c.seq <= operation.c.seq)
+            .scalar_subquery(),
+        )
+        .correlate(run)
+        .scalar_subquery()
+    )
+    filled = func.coalesce(last_present, run.c.state_seq)
+    query = (
+        select(run.c.id, filled + 1, func.min(operation.c.seq))
+        .join(operation, operation.c.run_id == run.c.id)
+        .where(
+            operation.c.status == Status.QUEUED, operation.c.accepted_at < accepted_before, operation.c.seq > filled + 1
+        )
+        .group_by(run.c.id, run.c.state_seq)
+        .limit(limit)
+    )
+    return [(run_id, first, present) for run_id, first, present in tx.execute(query)]
+
+
+def close_gap(tx: Connection, run_id: str, seq: int, *, error: str, now: datetime) -> bool:
+    """Fill the place of a `seq` that never arrived with a failed row; returns whether it was still empty."""
+    run = tx.execute(select(tables.run.c.account_id, tables.run.c.base_model).where(tables.run.c.id == run_id)).one()
+    _, new = accept_training(
+        tx,
+        account_id=run.account_id,
+        run_id=run_id,
+        seq=seq,
+        kind="gap",
+        base_model=run.base_model,
+        payload=Stored(),
+        now=now,
+        refusal=Refusal(error, "user"),
+        gradients=True,
+    )
+    return new
+
+
+def first_missing(tx: Connection, run_id: str) -> int | None:
+    """The `seq` a run waits for while later ones are there, or None."""
+    table = tables.operation.c
+    state_seq = tx.execute(select(tables.run.c.state_seq).where(tables.run.c.id == run_id)).scalar_one()
+    query = select(table.seq).where(table.run_id == run_id, table.seq > state_seq).order_by(table.seq)
+    for place, seq in enumerate(tx.execute(query).scalars(), start=state_seq + 1):
+        if seq != place:
+            return place
+    return None
+
+
+# -------------------------------------------------------------------------------------------------------------- ageing
+
+
+def expire_outcomes(tx: Connection, *, finished_before: datetime, limit: int) -> Sequence[str]:
+    """Forget outcomes that were kept long enough; returns the objects that nothing needs any more.
+
+    Payloads and outcomes of a run's replay tail stay: they lie after its second-newest snapshot.
+    """
+    table = tables.operation
+    snapshots = tables.snapshot.c
+    covered = (
+        select(snapshots.seq)
+        .where(snapshots.run_id == table.c.run_id)
+        .order_by(snapshots.seq.desc())
+        .limit(1)
+        .offset(1)
+    )
+    old = (
+        select(table.c.id, table.c.payload_key, table.c.outcome_key)
+        .where(table.c.finished_at < finished_before, table.c.expired.is_(False))
+        .where(or_(table.c.run_id.is_(None), table.c.seq <= covered.correlate(table).scalar_subquery()))
+        .limit(limit)
+    )
+    rows = tx.execute(old).all()
+    tx.execute(
+        update(table)
+        .where(table.c.id.in_([row.id for row in rows]))
+        .values(expired=True, payload=None, payload_key=None, outcome=None, outcome_key=None)
+    )
+    return [key for row in rows for key in (row.payload_key, row.outcome_key) if key is not None]
+
+
+def _operations() -> Select[Any]:
+    hidden = ("claim_expires_at", "loads_key")
+    return select(*(column for column in tables.operation.c if column.name not in hidden))
+
+
+def _from_row(row: Mapping[Any, Any]) -> Operation:
+    values = dict(row)
+    for name in ("payload", "outcome"):
+        values[name] = Stored(values[name], values.pop(f"{name}_key"), values.pop(f"{name}_bytes"))
+    return Operation(**values)

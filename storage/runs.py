@@ -1,0 +1,319 @@
+"""Sessions, training runs and sampling sessions: who made them and on what they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, insert, select, update
+
+from storage import ids, tables
+from storage.errors import RowNotFoundError
+
+
+@dataclass(frozen=True)
+class Session:
+    """One connection of an SDK, kept by heartbeats."""
+
+    id: str
+    account_id: str
+    project_id: str | None
+    api_key_id: int | None
+    tags: Sequence[str]
+    user_metadata: Mapping[str, str]
+    display_name: str | None
+    sdk_version: str
+    created_at: datetime
+    heartbeat_at: datetime
+    finished_at: datetime | None
+    finish_reason: str | None
+    finish_detail: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A LoRA being trained.
+
+    Attributes:
+        lora: the fields of `LoraConfig`.
+        state_seq: last operation whose effect is committed; -1 before the first.
+        num_failures: failures recorded so far.
+        lease_worker, lease_epoch, lease_expires_at: who may advance it, and until when.
+    """
+
+    id: str
+    account_id: str
+    session_id: str
+    model_seq_id: int
+    base_model: str
+    lora: Mapping[str, Any]
+    optimizer: str
+    user_metadata: Mapping[str, str]
+    created_at: datetime
+    last_request_at: datetime
+    state_seq: int
+    num_failures: int
+    lease_worker: str | None
+    lease_epoch: int
+    lease_expires_at: datetime | None
+
+
+@dataclass(frozen=True)
+class SamplingSession:
+    """What samples are drawn from: a base model, and adapter weights unless `object_key` is None."""
+
+    id: str
+    account_id: str
+    session_id: str
+    sampling_session_seq_id: int
+    base_model: str
+    model_path: str | None
+    object_key: str | None
+    lora: Mapping[str, Any] | None
+    created_at: datetime
+
+
+# ----------------------------------------------------------------------------------------------------------- sessions
+
+
+def create_session(
+    tx: Connection,
+    *,
+    account_id: str,
+    api_key_id: int | None,
+    now: datetime,
+    sdk_version: str,
+    project_id: str | None = None,
+    tags: Sequence[str] = (),
+    user_metadata: Mapping[str, str] | None = None,
+    display_name: str | None = None,
+    idempotency_key: str | None = None,
+) -> Session:
+    """Open a session; the same idempotency key of an account gives the session it gave before."""
+    table = tables.session
+    if idempotency_key is not None:
+        same = (table.c.account_id == account_id) & (table.c.idempotency_key == idempotency_key)
+        row = tx.execute(_sessions().where(same)).one_or_none()
+        if row is not None:
+            return Session(**row._mapping)
+    session_id = ids.new_session_id()
+    tx.execute(
+        insert(table).values(
+            id=session_id,
+            account_id=account_id,
+            project_id=project_id,
+            api_key_id=api_key_id,
+            idempotency_key=idempotency_key,
+            tags=list(tags),
+            user_metadata=dict(user_metadata or {}),
+            display_name=display_name,
+            sdk_version=sdk_version,
+            created_at=now,
+            heartbeat_at=now,
+        )
+    )
+    return get_session(tx, account_id, session_id)
+
+
+def get_session(tx: Connection, account_id: str, session_id: str) -> Session:
+    """A session of this account.
+
+    Raises:
+        RowNotFoundError: there is none.
+    """
+    table = tables.session.c
+    row = tx.execute(_sessions().where(table.id == session_id, table.account_id == account_id)).one_or_none()
+    if row is None:
+        raise RowNotFoundError("session", session_id)
+    return Session(**row._mapping)
+
+
+def list_sessions(tx: Connection, account_id: str, *, limit: int, offset: int = 0) -> Sequence[Session]:
+    """An account's sessions, newest first."""
+    table = tables.session.c
+    newest = _sessions().where(table.account_id == account_id).order_by(table.created_at.desc(), table.id.desc())
+    return [Session(**row._mapping) for row in tx.execute(newest.limit(limit).offset(offset))]
+
+
+def record_heartbeat(tx: Connection, account_id: str, session_id: str, *, now: datetime) -> bool:
+    """Note that the client is there.
+
+    Returns:
+        False when the session has been finished.
+
+    Raises:
+        RowNotFoundError: there is no such session.
+    """
+    if get_session(tx, account_id, session_id).finished_at is not None:
+        return False
+    tx.execute(update(tables.session).where(tables.session.c.id == session_id).values(heartbeat_at=now))
+    return True
+
+
+def finish_session(
+    tx: Connection, account_id: str, session_id: str, *, reason: str, detail: str | None, now: datetime
+) -> None:
+    """End a session; the first reason stands.
+
+    Raises:
+        RowNotFoundError: there is no such session.
+    """
+    get_session(tx, account_id, session_id)
+    table = tables.session
+    tx.execute(
+        update(table)
+        .where(table.c.id == session_id, table.c.finished_at.is_(None))
+        .values(finished_at=now, finish_reason=reason, finish_detail=detail)
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+def find_run_of_session(tx: Connection, session_id: str, model_seq_id: int) -> Run | None:
+    """The run that this `create_model` (or create-by-load) made before."""
+    table = tables.run.c
+    query = _runs().where(table.session_id == session_id, table.model_seq_id == model_seq_id)
+    row = tx.execute(query).one_or_none()
+    return None if row is None else Run(**row._mapping)
+
+
+def create_run(
+    tx: Connection,
+    *,
+    account_id: str,
+    session_id: str,
+    model_seq_id: int,
+    base_model: str,
+    lora: Mapping[str, Any],
+    optimizer: str,
+    user_metadata: Mapping[str, str] | None,
+    now: datetime,
+) -> Run:
+    """Add a run; its operation 0 is accepted beside it."""
+    run_id = ids.run_id(session_id, model_seq_id)
+    tx.execute(
+        insert(tables.run).values(
+            id=run_id,
+            account_id=account_id,
+            session_id=session_id,
+            model_seq_id=model_seq_id,
+            base_model=base_model,
+            lora=dict(lora),
+            optimizer=optimizer,
+            user_metadata=dict(user_metadata or {}),
+            created_at=now,
+            last_request_at=now,
+        )
+    )
+    return get_run(tx, run_id, account_id=account_id)
+
+
+def get_run(tx: Connection, run_id: str, *, account_id: str | None = None) -> Run:
+    """A run, of this account if one is named.
+
+    Raises:
+        RowNotFoundError: there is none.
+    """
+    query = _runs().where(tables.run.c.id == run_id)
+    if account_id is not None:
+        query = query.where(tables.run.c.account_id == account_id)
+    row = tx.execute(query).one_or_none()
+    if row is None:
+        raise RowNotFoundError("training run", run_id)
+    return Run(**row._mapping)
+
+
+def list_runs(
+    tx: Connection, account_id: str, *, limit: int, offset: int = 0, session_id: str | None = None
+) -> Sequence[Run]:
+    """An account's runs, newest first."""
+    table = tables.run.c
+    query = _runs().where(table.account_id == account_id).order_by(table.created_at.desc(), table.id.desc())
+    if session_id is not None:
+        query = query.where(table.session_id == session_id)
+    return [Run(**row._mapping) for row in tx.execute(query.limit(limit).offset(offset))]
+
+
+def count_runs(tx: Connection, account_id: str) -> int:
+    """How many runs an account has."""
+    return tx.execute(select(func.count()).where(tables.run.c.account_id == account_id)).scalar_one()
+
+
+# -------------------------------------------------------------------------------------------------- sampling sessions
+
+
+def create_sampling_session(
+    tx: Connection,
+    *,
+    account_id: str,
+    session_id: str,
+    sampling_session_seq_id: int,
+    base_model: str,
+    now: datetime,
+    model_path: str | None = None,
+    object_key: str | None = None,
+    lora: Mapping[str, Any] | None = None,
+) -> SamplingSession:
+    """Add a sampling session, or return the one that the same `sampling_session_seq_id` made before."""
+    sampling_id = ids.sampling_session_id(session_id, sampling_session_seq_id)
+    row = tx.execute(_sampling_sessions().where(tables.sampling_session.c.id == sampling_id)).one_or_none()
+    if row is None:
+        tx.execute(
+            insert(tables.sampling_session).values(
+                id=sampling_id,
+                account_id=account_id,
+                session_id=session_id,
+                sampling_session_seq_id=sampling_session_seq_id,
+                base_model=base_model,
+                model_path=model_path,
+                object_key=object_key,
+                lora=None if lora is None else dict(lora),
+                created_at=now,
+            )
+        )
+    return get_sampling_session(tx, sampling_id, account_id=account_id)
+
+
+def get_sampling_session(tx: Connection, sampling_id: str, *, account_id: str | None = None) -> SamplingSession:
+    """A sampling session, of this account if one is named.
+
+    Raises:
+        RowNotFoundError: there is none.
+    """
+    query = _sampling_sessions().where(tables.sampling_session.c.id == sampling_id)
+    if account_id is not None:
+        query = query.where(tables.sampling_session.c.account_id == account_id)
+    row = tx.execute(query).one_or_none()
+    if row is None:
+        raise RowNotFoundError("sampling session", sampling_id)
+    return SamplingSession(**row._mapping)
+
+
+def list_sampling_sessions(tx: Connection, account_id: str, session_id: str) -> Sequence[SamplingSession]:
+    """The sampling sessions of a session, oldest first."""
+    table = tables.sampling_session.c
+    query = _sampling_sessions().where(table.account_id == account_id, table.session_id == session_id)
+    return [SamplingSession(**row._mapping) for row in tx.execute(query.order_by(table.created_at))]
+
+
+def join_sampling_session(tx: Connection, sampling_id: str) -> int:
+    """A number for one more copy of a sampling client, from 1 on; the original is 0."""
+    table = tables.sampling_session
+    clones = update(table).where(table.c.id == sampling_id).values(num_clones=table.c.num_clones + 1)
+    number: int = tx.execute(clones.returning(table.c.num_clones)).scalar_one()
+    return number
+
+
+def _sessions() -> Select[Any]:
+    return select(*(column for column in tables.session.c if column.name != "idempotency_key"))
+
+
+def _runs() -> Select[Any]:
+    return select(tables.run)
+
+
+def _sampling_sessions() -> Select[Any]:
+    return select(*(column for column in tables.sampling_session.c if column.name != "num_clones"))

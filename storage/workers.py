@@ -1,0 +1,64 @@
+"""Worker processes as the database knows them: where they run, whether they live, how busy they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, insert, select, update
+
+from storage import tables
+
+_table = tables.worker
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process.
+
+    Attributes:
+        device: e.g. `cpu` or `cuda:NVIDIA H100`.
+        busy_ns: device time of every engine step, by a clock around the engine.
+        overhead_ns: the part of it that is never billed: failed, replayed, discarded.
+    """
+
+    id: str
+    host: str
+    pid: int
+    device: str
+    started_at: datetime
+    seen_at: datetime
+    stopped_at: datetime | None
+    busy_ns: int
+    overhead_ns: int
+
+
+def register(tx: Connection, *, worker_id: str, host: str, pid: int, device: str, now: datetime) -> None:
+    """Note that a worker has started."""
+    tx.execute(insert(_table).values(id=worker_id, host=host, pid=pid, device=device, started_at=now, seen_at=now))
+
+
+def record_seen(tx: Connection, worker_id: str, *, now: datetime) -> None:
+    """Note that a worker lives."""
+    tx.execute(update(_table).where(_table.c.id == worker_id).values(seen_at=now))
+
+
+def add_busy(tx: Connection, worker_id: str, *, busy_ns: int, overhead_ns: int) -> None:
+    """Add device time of a turn."""
+    tx.execute(
+        update(_table)
+        .where(_table.c.id == worker_id)
+        .values(busy_ns=_table.c.busy_ns + busy_ns, overhead_ns=_table.c.overhead_ns + overhead_ns)
+    )
+
+
+def record_stopped(tx: Connection, worker_id: str, *, now: datetime) -> None:
+    """Note that a worker has ended."""
+    tx.execute(update(_table).where(_table.c.id == worker_id, _table.c.stopped_at.is_(None)).values(stopped_at=now))
+
+
+def list_workers(tx: Connection, *, seen_after: datetime) -> Sequence[Worker]:
+    """Workers that run and were seen since."""
+    query = select(_table).where(_table.c.seen_at > seen_after, _table.c.stopped_at.is_(None))
+    return [Worker(**row._mapping) for row in tx.execute(query.order_by(_table.c.started_at))]
