@@ -13,4 +13,6 @@ class BillingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
 
-    rate_card: Path | None = Field(None, description="TOML file of prices; none: the default card that ships with piecework")
+    rate_card: Path | None = Field(
+        None, description="TOML file of prices; none: the default card that ships with piecework"
+    )

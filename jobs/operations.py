@@ -155,16 +155,16 @@ class SaveExternal:
 class LoadState:
     """Replace a run's weights (and optimizer state) by a checkpoint's; as operation 0 it makes the run.
 
-    The api resolves the checkpoint's name when it accepts the operation: `object_key` is immutable, so a replay loads
-    the same bytes even if the name has been given to another checkpoint since.
+    Attributes:
+        object_key: the checkpoint's weights where the name was resolved when the operation was accepted (it makes the
+            run). Otherwise the worker resolves it in `seq` order and records the key in the operation's row, so that a
+            replay loads the same bytes whatever the name has come to mean since.
     """
 
     kind: ClassVar[Kind] = Kind.LOAD_STATE
     path: str
-    object_key: str
     with_optimizer: bool
-    base_model: str
-    lora: LoraConfig
+    object_key: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from storage.clock import Clock
 from storage.database import Database
-from storage.objects import ObjectStore, open_object_store
+from storage.object_url import open_object_store
+from storage.objects import ObjectStore
 from storage.payloads import PayloadStore
 from storage.settings import StorageSettings
 

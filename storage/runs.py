@@ -62,12 +62,17 @@ class Run:
 
 @dataclass(frozen=True)
 class SamplingSession:
-    """What samples are drawn from: a base model, and adapter weights unless `object_key` is None."""
+    """What samples are drawn from: a base model, and adapter weights unless `object_key` is None.
+
+    Attributes:
+        run_id: the account's own run that the weights are from; its cost includes the samples.
+    """
 
     id: str
     account_id: str
     session_id: str
     sampling_session_seq_id: int
+    run_id: str | None
     base_model: str
     model_path: str | None
     object_key: str | None
@@ -253,6 +258,7 @@ def create_sampling_session(
     sampling_session_seq_id: int,
     base_model: str,
     now: datetime,
+    run_id: str | None = None,
     model_path: str | None = None,
     object_key: str | None = None,
     lora: Mapping[str, Any] | None = None,
@@ -267,6 +273,7 @@ def create_sampling_session(
                 account_id=account_id,
                 session_id=session_id,
                 sampling_session_seq_id=sampling_session_seq_id,
+                run_id=run_id,
                 base_model=base_model,
                 model_path=model_path,
                 object_key=object_key,

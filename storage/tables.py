@@ -150,6 +150,7 @@ sampling_session = Table(
     Column("account_id", String(64), ForeignKey("account.id"), nullable=False),
     Column("session_id", String(64), ForeignKey("session.id"), nullable=False, index=True),
     Column("sampling_session_seq_id", BigInteger, nullable=False),
+    Column("run_id", String(128)),  # the account's run that the weights are from
     Column("base_model", String(256), nullable=False),
     Column("model_path", Text),
     Column("object_key", Text),  # adapter weights; null samples from the base model

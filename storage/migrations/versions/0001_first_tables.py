@@ -148,6 +148,7 @@ def upgrade() -> None:
         sa.Column("account_id", sa.String(length=64), nullable=False),
         sa.Column("session_id", sa.String(length=64), nullable=False),
         sa.Column("sampling_session_seq_id", sa.BigInteger(), nullable=False),
+        sa.Column("run_id", sa.String(length=128), nullable=True),
         sa.Column("base_model", sa.String(length=256), nullable=False),
         sa.Column("model_path", sa.Text(), nullable=True),
         sa.Column("object_key", sa.Text(), nullable=True),

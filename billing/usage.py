@@ -1,0 +1,120 @@
+"""Usage records: what one completed operation used, written once, in the transaction that completes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, insert, select
+
+from storage import tables
+
+_table = tables.usage_record
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an operation used.
+
+    Attributes:
+        device: e.g. `cpu` or `cuda:NVIDIA H100`.
+        device_ns: its share of the device time of every engine step it was in, in nanoseconds.
+        tokens_trained: of `forward` and `forward_backward`.
+        tokens_prefilled, tokens_cached, tokens_sampled: of `sample`; cached ones were not computed again.
+        attempt: which start of the operation this was; 1 is the first.
+    """
+
+    device: str
+    device_ns: int
+    attempt: int
+    worker_id: str
+    tokens_trained: int = 0
+    tokens_prefilled: int = 0
+    tokens_cached: int = 0
+    tokens_sampled: int = 0
+
+
+@dataclass(frozen=True)
+class UsageTotal:
+    """Usage of one account, run and kind on one kind of device, added up."""
+
+    account: str
+    run_id: str | None
+    kind: str
+    base_model: str
+    device: str
+    operations: int
+    device_ns: int
+    tokens_trained: int
+    tokens_prefilled: int
+    tokens_cached: int
+    tokens_sampled: int
+
+
+def record(
+    tx: Connection,
+    usage: Usage,
+    *,
+    operation_id: int,
+    account_id: str,
+    session_id: str,
+    run_id: str | None,
+    sampling_session_id: str | None,
+    kind: str,
+    base_model: str,
+    now: datetime,
+) -> None:
+    """Write the usage record of an operation; the database refuses a second one."""
+    tx.execute(
+        insert(_table).values(
+            operation_id=operation_id,
+            account_id=account_id,
+            session_id=session_id,
+            run_id=run_id,
+            sampling_session_id=sampling_session_id,
+            kind=kind,
+            base_model=base_model,
+            finished_at=now,
+            **asdict(usage),
+        )
+    )
+
+
+def totals(
+    tx: Connection,
+    *,
+    account_id: str | None = None,
+    run_id: str | None = None,
+    session_id: str | None = None,
+    since: datetime | None = None,
+) -> Sequence[UsageTotal]:
+    """Usage per account, run, kind, base model and device, in that order.
+
+    Args:
+        run_id: only of this run, samples drawn from its weights included.
+        since: only of operations finished from then on.
+    """
+    columns = (
+        tables.account.c.name.label("account"),
+        _table.c.run_id,
+        _table.c.kind,
+        _table.c.base_model,
+        _table.c.device,
+    )
+    names = ("device_ns", "tokens_trained", "tokens_prefilled", "tokens_cached", "tokens_sampled")
+    sums = [func.sum(_table.c[name]).label(name) for name in names]
+    query = (
+        select(*columns, func.count().label("operations"), *sums)
+        .join(tables.account, tables.account.c.id == _table.c.account_id)
+        .group_by(*columns)
+        .order_by(*columns)
+    )
+    filters = {"account_id": account_id, "run_id": run_id, "session_id": session_id}
+    for name, value in filters.items():
+        if value is not None:
+            query = query.where(_table.c[name] == value)
+    if since is not None:
+        query = query.where(_table.c.finished_at >= since)
+    rows = [dict(row._mapping) for row in tx.execute(query)]
+    return [UsageTotal(**{**row, **{name: int(row[name]) for name in names}}) for row in rows]

@@ -1,0 +1,57 @@
+"""Announces work, always after the commit that made it. A broker that is away only delays it: see the sweeper."""
+
+from __future__ import annotations
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from jobs.app import WORK_QUEUE, worker_queue_name
+from jobs.messages import Message, RunHasWork, SamplesWait, SweepObjects
+from storage import leases
+from storage.database import Database
+
+log = structlog.get_logger()
+
+RETRY = {"max_retries": 1, "interval_start": 0.05, "interval_step": 0.1, "interval_max": 0.2, "timeout": 2.0}
+WARM_EXPIRES_S = 3.0
+
+
+class Dispatcher:
+    """Chooses the queue of a message and sends it."""
+
+    def __init__(self, app: Celery, database: Database, *, message_expires_s: float) -> None:
+        self._app = app
+        self._database = database
+        self._message_expires_s = message_expires_s
+
+    def announce_run(self, run_id: str) -> None:
+        """Say that a run has work: to the worker that holds its lease, else to any."""
+        with self._database.read() as tx:
+            holder = leases.find_holder(tx, run_id, now=self._database.now(tx))
+        if holder is None:
+            self._send(RunHasWork(run_id), WORK_QUEUE, self._message_expires_s)
+        else:
+            self._send(RunHasWork(run_id), worker_queue_name(holder), WARM_EXPIRES_S)
+
+    def announce_samples(self) -> None:
+        """Say that samples are queued."""
+        self._send(SamplesWait(), WORK_QUEUE, self._message_expires_s)
+
+    def announce_sweep(self) -> None:
+        """Say that it is time to delete what nothing needs."""
+        self._send(SweepObjects(), WORK_QUEUE, self._message_expires_s)
+
+    def _send(self, message: Message, queue: str, expires_s: float) -> None:
+        try:
+            self._app.send_task(
+                message.task,
+                kwargs=message.arguments(),
+                exchange="",
+                routing_key=queue,
+                expires=expires_s,
+                retry=True,
+                retry_policy=RETRY,
+            )
+        except (OperationalError, OSError) as error:
+            log.warning("announcement_failed", task=message.task, queue=queue, error=str(error))

@@ -1,0 +1,129 @@
+"""`python -m jobs.scheduler`: says when, and makes one call each. Of several schedulers one leads, the others wait."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy import text
+
+from jobs import sweeper
+from jobs.app import make_app
+from jobs.dispatch import Dispatcher
+from jobs.results import OutcomePublisher
+from jobs.settings import JobsSettings
+from storage.open import Storage, open_storage
+from storage.telemetry import set_up_logging
+
+log = structlog.get_logger()
+
+LEADER_LOCK = 7_263_511_902  # any number, as long as only schedulers use it
+LEADER_RETRY_S = 1.0
+OBJECT_SWEEP_S = 60.0
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    set_up_logging("scheduler")
+    stopping = threading.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stopping.set())
+    settings = JobsSettings()
+    storage = open_storage()
+    while not stopping.is_set():
+        with leadership(storage, settings.data_dir) as leads:
+            if leads is not None:
+                log.info("scheduler_leads")
+                _run_jobs(storage, settings, stopping, leads)
+        stopping.wait(LEADER_RETRY_S)
+    storage.close()
+
+
+def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Event, leads: threading.Event) -> None:
+    app = make_app(settings)
+    dispatcher = Dispatcher(app, storage.database, message_expires_s=settings.message_expires_s)
+    publisher = OutcomePublisher(settings.resolved_broker_url())
+    scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
+    scheduler.add_job(
+        sweeper.sweep,
+        "interval",
+        seconds=settings.sweep_s,
+        args=[storage.database, dispatcher, publisher, settings],
+        id="sweep",
+    )
+    scheduler.add_job(dispatcher.announce_sweep, "interval", seconds=OBJECT_SWEEP_S, id="sweep_objects")
+    scheduler.start()
+    while not stopping.wait(LEADER_RETRY_S) and leads.is_set():
+        pass
+    scheduler.shutdown(wait=True)
+    publisher.close()
+    app.close()
+
+
+@contextlib.contextmanager
+def leadership(storage: Storage, data_dir: Path) -> Iterator[threading.Event | None]:
+    """The leader's lock for the length of the block, or None while another scheduler holds it.
+
+    On SQLite a file lock, on PostgreSQL an advisory lock: both end with the process. The event is cleared when the
+    lock's connection is lost.
+    """
+    if storage.database.is_sqlite:
+        with _file_leadership(data_dir / "scheduler.lock") as leads:
+            yield leads
+    else:
+        with _postgres_leadership(storage) as leads:
+            yield leads
+
+
+@contextlib.contextmanager
+def _file_leadership(path: Path) -> Iterator[threading.Event | None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        leads = threading.Event()
+        leads.set()
+        yield leads
+
+
+@contextlib.contextmanager
+def _postgres_leadership(storage: Storage) -> Iterator[threading.Event | None]:
+    with storage.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if not connection.execute(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LEADER_LOCK}).scalar_one():
+            yield None
+            return
+        leads = threading.Event()
+        leads.set()
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(LEADER_RETRY_S):
+                try:
+                    connection.execute(text("SELECT 1"))
+                except Exception as error:  # whatever it is, the lock is gone with the connection
+                    log.warning("leadership_lost", error=str(error))
+                    leads.clear()
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield leads
+        finally:
+            done.set()
+            watcher.join()
+            if leads.is_set():
+                connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LEADER_LOCK})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Accepts operations: payload stored, row written, then announced. The same `seq` again gives the same request id.
+
+What is invalid is accepted too, as a failed operation whose outcome says why: its `seq` is consumed, so nothing that
+follows waits for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jobs import operations
+from jobs.dispatch import Dispatcher
+from jobs.operations import Body, CreateModel, Failure, Kind, LoadState, LoraConfig, Sample
+from storage import journal, keys, payloads, runs
+from storage.checkpoints import Checkpoint
+from storage.journal import Refusal, Status
+from storage.open import Storage
+from storage.payloads import Stored
+from storage.runs import Run, SamplingSession, Session
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The durable promise: no crash loses the operation with this request id."""
+
+    request_id: str
+    run_id: str | None = None
+
+
+class Submitter:
+    """Accepts operations of every kind."""
+
+    def __init__(self, storage: Storage, dispatcher: Dispatcher) -> None:
+        self._storage = storage
+        self._dispatcher = dispatcher
+
+    def create_model(
+        self,
+        session: Session,
+        *,
+        model_seq_id: int,
+        base_model: str,
+        lora: LoraConfig,
+        optimizer: str = "adamw",
+        user_metadata: Mapping[str, str] | None = None,
+        failure: Failure | None = None,
+    ) -> Accepted:
+        """Make a run whose operation 0 draws fresh weights."""
+        body = CreateModel(base_model, lora)
+        return self._new_run(
+            session,
+            model_seq_id=model_seq_id,
+            base_model=base_model,
+            lora=lora,
+            optimizer=optimizer,
+            user_metadata=user_metadata,
+            body=body,
+            failure=failure,
+            loads_key=None,
+        )
+
+    def create_by_load(
+        self,
+        session: Session,
+        *,
+        model_seq_id: int,
+        checkpoint: Checkpoint,
+        with_optimizer: bool,
+        base_model: str | None = None,
+        optimizer: str = "adamw",
+        user_metadata: Mapping[str, str] | None = None,
+        failure: Failure | None = None,
+    ) -> Accepted:
+        """Make a run whose operation 0 loads a checkpoint; the LoRA config is the checkpoint's."""
+        lora = LoraConfig(**checkpoint.lora)
+        body = LoadState(str(checkpoint.path), with_optimizer, object_key=checkpoint.object_key)
+        base_model = base_model or checkpoint.base_model
+        return self._new_run(
+            session,
+            model_seq_id=model_seq_id,
+            base_model=base_model,
+            lora=lora,
+            optimizer=optimizer,
+            user_metadata=user_metadata,
+            body=body,
+            failure=failure,
+            loads_key=checkpoint.object_key,
+        )
+
+    def training(self, run: Run, seq: int, body: Body | Failure, *, kind: Kind) -> Accepted:
+        """Accept operation `seq` of a run; a `Failure` in place of the body is recorded as its outcome."""
+        stored = Stored()
+        if not isinstance(body, Failure):
+            stored = self._storage.payloads.put(operations.encode(body), keys.payload_key(run.id, seq))
+        database = self._storage.database
+        with database.begin() as tx:
+            refusal = _refusal(body) or _stillborn(journal.find_operation(tx, f"{run.id}:0"))
+            request_id, new = journal.accept_training(
+                tx,
+                account_id=run.account_id,
+                run_id=run.id,
+                seq=seq,
+                kind=kind,
+                base_model=run.base_model,
+                payload=stored,
+                now=database.now(tx),
+                refusal=refusal,
+                gradients=kind is Kind.FORWARD_BACKWARD,
+            )
+            if new:
+                payloads.name(tx, stored)
+        self._dispatcher.announce_run(run.id)
+        return Accepted(request_id, run.id)
+
+    def sample(self, session: SamplingSession, seq: int, body: Sample | Failure, *, num_samples: int) -> Accepted:
+        """Accept a sample; a `Failure` in place of the body is recorded as its outcome."""
+        stored = Stored()
+        if not isinstance(body, Failure):
+            stored = self._storage.payloads.put(operations.encode(body), keys.payload_key(session.id, seq))
+        database = self._storage.database
+        with database.begin() as tx:
+            request_id, new = journal.accept_sample(
+                tx,
+                account_id=session.account_id,
+                sampling_session_id=session.id,
+                seq=seq,
+                kind=Kind.SAMPLE,
+                base_model=session.base_model,
+                payload=stored,
+                num_sequences=num_samples,
+                now=database.now(tx),
+                refusal=_refusal(body),
+            )
+            if new:
+                payloads.name(tx, stored)
+        if new and not isinstance(body, Failure):
+            self._dispatcher.announce_samples()
+        return Accepted(request_id)
+
+    def _new_run(
+        self,
+        session: Session,
+        *,
+        model_seq_id: int,
+        base_model: str,
+        lora: LoraConfig,
+        optimizer: str,
+        user_metadata: Mapping[str, str] | None,
+        body: Body,
+        failure: Failure | None,
+        loads_key: str | None,
+    ) -> Accepted:
+        database = self._storage.database
+        encoded = operations.encode(body)
+        with database.begin() as tx:
+            known = runs.find_run_of_session(tx, session.id, model_seq_id)
+            if known is None:
+                known = runs.create_run(
+                    tx,
+                    account_id=session.account_id,
+                    session_id=session.id,
+                    model_seq_id=model_seq_id,
+                    base_model=base_model,
+                    lora=dataclasses.asdict(lora),
+                    optimizer=optimizer,
+                    user_metadata=user_metadata,
+                    now=database.now(tx),
+                )
+            request_id, _ = journal.accept_training(
+                tx,
+                account_id=known.account_id,
+                run_id=known.id,
+                seq=0,
+                kind=body.kind,
+                base_model=known.base_model,
+                payload=Stored(inline=encoded, size_bytes=len(encoded)),
+                now=database.now(tx),
+                refusal=_refusal(failure),
+                loads_key=loads_key,
+            )
+        if failure is None:
+            self._dispatcher.announce_run(known.id)
+        return Accepted(request_id, known.id)
+
+
+def _refusal(body: object) -> Refusal | None:
+    return Refusal(body.error, body.category) if isinstance(body, Failure) else None
+
+
+def _stillborn(creation: journal.Operation | None) -> Refusal | None:
+    """Why a run whose operation 0 failed takes no further operations."""
+    if creation is None or creation.status != Status.FAILED:
+        return None
+    return Refusal(f"the training run was never made: {creation.error}", "user")
