@@ -1,0 +1,1 @@
+"""Bytes of the SDK ↔ values of `jobs.operations`: protobuf and JSON, every version of the SDK that is served."""
