@@ -24,15 +24,16 @@ def whole_file(path: Path, *, scratch: Path | None = None, fsync: bool = True) -
 
     Args:
         path: where it appears when the block ends; over a file that was there. Missing parents are made.
-        scratch: directory on the same file system for the unfinished file; default: beside `path`.
+        scratch: existing directory on the same file system for the unfinished file; default: beside `path`.
         fsync: whether it outlives a loss of power, not only of the process.
 
     Yields:
         the open file to write to. If the block raises, nothing of it remains.
     """
-    made = _make_directory(path.parent)
+    made: list[Path] = []
+    if scratch is None:
+        made += _make_directory(path.parent)
     directory = scratch or path.parent
-    directory.mkdir(parents=True, exist_ok=True)
     unfinished = directory / f"{SCRATCH_PREFIX}{secrets.token_hex(12)}"
     with unfinished.open("xb") as file:
         try:
@@ -83,9 +84,10 @@ def _publish(unfinished: Path, path: Path) -> list[Path]:
         except FileNotFoundError:
             if not unfinished.exists():
                 raise
-            made += _make_directory(path.parent)
         else:
             return made
+        with contextlib.suppress(FileNotFoundError, FileExistsError):  # removed while it was made
+            made += _make_directory(path.parent)
     raise FileNotFoundError(f"{path.parent} is removed as often as it is made")
 
 

