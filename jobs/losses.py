@@ -28,8 +28,8 @@ class LossSpec:
 
     name: str
     required_inputs: Mapping[str, str]
-    optional_inputs: Mapping[str, str] = field(default=NO_INPUTS)
-    config: Mapping[str, float] = field(default=NO_FLOATS)
+    optional_inputs: Mapping[str, str] = field(default_factory=lambda: NO_INPUTS)
+    config: Mapping[str, float] = field(default_factory=lambda: NO_FLOATS)
     multi_target: bool = False
 
 
