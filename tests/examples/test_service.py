@@ -1,0 +1,108 @@
+"""What the scripts say when there is no service, and how they show what a run cost."""
+
+import socket
+from concurrent.futures import Future
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import tinker
+from rich.console import Console
+
+COST = {
+    "currency": "USD",
+    "rows": [
+        {
+            "run": "r",
+            "kind": "forward_backward",
+            "operations": 2,
+            "device": "cpu",
+            "device_seconds": "1.500000001",
+            "tokens_trained": 1200,
+            "tokens_prefilled": 0,
+            "tokens_sampled": 0,
+            "cost": "0.001234",
+        },
+        {
+            "run": "r",
+            "kind": "sample",
+            "operations": 3,
+            "device": "cpu",
+            "device_seconds": "0.25",
+            "tokens_trained": 0,
+            "tokens_prefilled": 30,
+            "tokens_sampled": 12,
+            "cost": "0.000002",
+        },
+    ],
+    "total": {"operations": 5, "device_seconds": "1.750000001", "cost": "0.001236"},
+}
+
+
+def shown(table: object) -> str:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_the_cost_table_shows_every_kind_and_the_total_as_metered(service: ModuleType):
+    # when
+    lines = shown(service.cost_table(COST)).splitlines()
+
+    # then
+    training = next(line for line in lines if "forward_backward" in line)
+    total = next(line for line in lines if "total" in line)
+    assert [word in training for word in ("cpu", "1.500", "1,200", "0.001234")] == [True] * 4
+    assert [word in total for word in ("5", "1.750", "1,242", "0.001236")] == [True] * 4
+    assert "device-seconds" in "\n".join(lines)
+
+
+def test_on_a_gpu_the_seconds_are_gpu_seconds(service: ModuleType):
+    # given
+    rows = [{**row, "device": "cuda:0"} for row in COST["rows"]]
+
+    # when and then
+    assert "GPU-seconds" in shown(service.cost_table({**COST, "rows": rows}))
+
+
+def test_no_address_no_key_and_no_service_each_say_what_to_do(service: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    # given an address at which nothing listens
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.delenv("TINKER_BASE_URL", raising=False)
+        monkeypatch.delenv("TINKER_API_KEY", raising=False)
+
+        # when and then
+        with pytest.raises(SystemExit, match="TINKER_BASE_URL"):
+            service.reach(None)
+        with pytest.raises(SystemExit, match="TINKER_API_KEY"):
+            service.reach(url)
+        monkeypatch.setenv("TINKER_API_KEY", "tml-test")
+        with pytest.raises(SystemExit, match="Start `piecework serve`"):
+            service.reach(url)
+
+
+def test_a_base_model_that_is_not_offered_is_refused_with_those_that_are(service: ModuleType):
+    # given a service with two base models
+    models = [SimpleNamespace(model_name="small"), SimpleNamespace(model_name="large")]
+    capabilities: Future[Any] = Future()
+    capabilities.set_result(SimpleNamespace(supported_models=models))
+    client = SimpleNamespace(get_server_capabilities=lambda: capabilities)
+
+    # when and then
+    assert service.choose_base_model(client, None) == "small"
+    assert service.choose_base_model(client, "large") == "large"
+    with pytest.raises(SystemExit, match="small, large"):
+        service.choose_base_model(client, "huge")
+
+
+def test_what_the_service_refuses_is_a_sentence(service: ModuleType):
+    # given
+    def refused() -> None:
+        raise tinker.TinkerError("learning_rate must not be negative")
+
+    # when and then
+    with pytest.raises(SystemExit, match="The service refused: learning_rate must not be negative"):
+        service.run_script(refused)
