@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 BROKER_SOCKET = "broker.sock"
+SOCKET_PATH_BYTES_MAX = 100  # the kernel's limit is 107, on macOS 103
 
 
 class JobsSettings(BaseSettings):
@@ -32,6 +36,14 @@ class JobsSettings(BaseSettings):
         60.0, description="a message not taken this long is dropped; the sweeper re-announces"
     )
 
+    def broker_socket(self) -> Path:
+        """Where the embedded broker listens: in the data directory, or below /tmp where that path is too long."""
+        path = self.data_dir.absolute() / BROKER_SOCKET
+        if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
+            return path
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:24]
+        return Path(f"/tmp/piecework-{os.getuid()}") / f"{digest}.sock"  # noqa: S108 (its directory is ours alone)
+
     def resolved_broker_url(self) -> str:
         """The URL in force: the broker's socket in the data directory unless another is set."""
-        return self.broker_url or f"redis+socket://{self.data_dir.absolute() / BROKER_SOCKET}"
+        return self.broker_url or f"redis+socket://{quote(str(self.broker_socket()))}"
