@@ -69,6 +69,18 @@ def get_account(tx: Connection, name: str) -> Account:
     return account
 
 
+def get_account_by_id(tx: Connection, account_id: str) -> Account:
+    """The account with this id.
+
+    Raises:
+        RowNotFoundError: there is none.
+    """
+    row = tx.execute(select(tables.account).where(tables.account.c.id == account_id)).one_or_none()
+    if row is None:
+        raise RowNotFoundError("account", account_id)
+    return Account(**row._mapping)
+
+
 def list_accounts(tx: Connection) -> Sequence[Account]:
     """All accounts, oldest first."""
     rows = tx.execute(select(tables.account).order_by(tables.account.c.created_at))

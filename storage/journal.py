@@ -46,6 +46,7 @@ class Operation:
     Attributes:
         seq: place in its run (from 0), or the client's number of a sample.
         payload, outcome: where their bytes are.
+        loads_key: object with the weights that a `load_state` read or will read.
         failures_seen: failures of the run that had been recorded when this was accepted.
         failure_number: which failure of the run this is, or None.
         attempts: times it was started.
@@ -63,6 +64,7 @@ class Operation:
     status: str
     payload: Stored
     outcome: Stored
+    loads_key: str | None
     error: str | None
     error_category: str | None
     failures_seen: int
@@ -297,6 +299,12 @@ def fail(tx: Connection, operation: Operation, refusal: Refusal, *, worker_id: s
         _number_failure(tx, operation.run_id, operation.request_id)
 
 
+def record_load(tx: Connection, operation: Operation, loads_key: str) -> None:
+    """Note which immutable object a `load_state` has read, so that a replay reads the same."""
+    table = tables.operation
+    tx.execute(update(table).where(table.c.id == operation.id).values(loads_key=loads_key))
+
+
 def cancel(tx: Connection, request_id: str, *, account_id: str, now: datetime) -> bool:
     """Cancel a sample that has no outcome; returns whether it was cancelled by this call."""
     table = tables.operation
@@ -514,8 +522,7 @@ def expire_outcomes(tx: Connection, *, finished_before: datetime, limit: int) ->
 
 
 def _operations() -> Select[Any]:
-    hidden = ("claim_expires_at", "loads_key")
-    return select(*(column for column in tables.operation.c if column.name not in hidden))
+    return select(*(column for column in tables.operation.c if column.name != "claim_expires_at"))
 
 
 def _from_row(row: Mapping[Any, Any]) -> Operation:

@@ -60,6 +60,22 @@ def advance(tx: Connection, lease: Lease, *, state_seq: int) -> None:
         raise LeaseLostError(lease.run_id, lease.epoch, holder)
 
 
+def committed_seq(tx: Connection, lease: Lease) -> int:
+    """The run's state version, its row locked until the transaction ends.
+
+    Raises:
+        LeaseLostError: a later epoch exists.
+    """
+    query = select(_run.c.state_seq, _run.c.lease_epoch, _run.c.lease_worker).where(_run.c.id == lease.run_id)
+    if tx.dialect.name != "sqlite":
+        query = query.with_for_update()
+    row = tx.execute(query).one()
+    if (row.lease_epoch, row.lease_worker) != (lease.epoch, lease.worker_id):
+        raise LeaseLostError(lease.run_id, lease.epoch, row.lease_worker)
+    state_seq: int = row.state_seq
+    return state_seq
+
+
 def is_held(tx: Connection, lease: Lease) -> bool:
     """Whether no later epoch exists; locks the row until the transaction ends."""
     query = select(_run.c.id).where(

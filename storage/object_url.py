@@ -103,6 +103,8 @@ def _options(url: str, parts: SplitResult, known: frozenset[str]) -> dict[str, s
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if unknown := options.keys() - known:
         raise _refused(url, f"unknown options {sorted(unknown)}; there are {sorted(known)}")
+    if empty := sorted(name for name, value in options.items() if not value):
+        raise _refused(url, f"{empty[0]} is empty")
     return options
 
 

@@ -14,13 +14,15 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
 
-    worker_id: str = Field("", description="name of the worker in leases and usage records; empty: host, pid and a token")
+    worker_id: str = Field(
+        "", description="name of the worker in leases and usage records; empty: host, pid and a token"
+    )
     device: str = Field("auto", description="cpu, cuda:0 …; auto takes cuda:0 where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of base weights; auto takes what the model was added with"
     )
     threads: int = Field(0, description="CPU threads of torch; 0: what torch chooses")
-    tokens_max: int = Field(8192, description="tokens of one packed training pass (a longer single datum goes alone)")
+    tokens_max: int = Field(4096, description="tokens of one packed training pass (a longer single datum goes alone)")
     logprobs_chunk: int = Field(1024, description="tokens whose logits exist at once")
     kv_tokens_max: int = Field(65_536, description="tokens whose keys and values the sampler keeps")
     sequences_max: int = Field(64, description="sequences sampled in one step")
@@ -28,6 +30,10 @@ class WorkerSettings(BaseSettings):
     run_states_max: int = Field(32, description="idle run states kept in memory")
     lease_s: float = Field(10.0, description="a lease not renewed this long may be taken by another worker")
     slice_s: float = Field(5.0, description="after this long a run's message is handed back, so that others get a turn")
+    step_deadline_s: float = Field(
+        900.0, description="a worker whose engine makes no progress this long ends itself, so that another takes over"
+    )
+    samples_max: int = Field(256, description="sample operations claimed at once")
     warm_s: float = Field(30.0, description="an idle run is kept warm (lease and state) this long")
     writeback_s: float = Field(1.0, description="least time between two snapshots of one run")
     concurrency: int = Field(16, description="runs and sampling queues a worker takes messages of at once")

@@ -1,0 +1,130 @@
+"""settings → database, store, engine, loop: everything a worker is made of, joined once."""
+
+from __future__ import annotations
+
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+import torch
+from celery import Celery
+
+from jobs.app import make_app
+from jobs.dispatch import Dispatcher
+from jobs.results import OutcomePublisher
+from jobs.settings import JobsSettings
+from storage import ids, workers
+from storage.open import Storage, open_storage
+from worker import tasks
+from worker.commit import Committer
+from worker.engine.timing import DeviceClock
+from worker.intake import RunIntake
+from worker.keeper import Keeper
+from worker.loop import EngineLoop
+from worker.residency import BaseModels, SamplingAdapters
+from worker.sample_turn import SampleFeeder, SampleTurn
+from worker.settings import WorkerSettings
+from worker.train_turn import TrainTurn
+
+log = structlog.get_logger()
+
+IO_THREADS = 8
+SAMPLING_ADAPTERS_MAX = 32
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process's parts."""
+
+    id: str
+    app: Celery
+    storage: Storage
+    engine: EngineLoop
+    feeder: SampleFeeder
+    keeper: Keeper
+    publisher: OutcomePublisher
+    io: ThreadPoolExecutor
+
+    def start(self) -> None:
+        """Start the threads that compute."""
+        self.engine.start()
+        self.feeder.start()
+        self.keeper.start()
+
+    def stop(self) -> None:
+        """Finish the turn under way, write back, hand over."""
+        self.feeder.stop()
+        self.engine.drain()
+        self.engine.join()
+        self.keeper.stop()
+        with self.storage.database.begin() as tx:
+            workers.record_stopped(tx, self.id, now=self.storage.database.now(tx))
+        self.publisher.close()
+        self.io.shutdown(wait=False, cancel_futures=True)
+        self.storage.close()
+
+
+def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worker:
+    """Join a worker; nothing runs yet, but it is registered."""
+    worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}-{ids.new_token()[:8]}"
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    device_name = name_device(device)
+    storage = open_storage()
+    app = make_app(jobs_settings)
+    publisher = OutcomePublisher(jobs_settings.resolved_broker_url())
+    io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
+    models = BaseModels(storage, settings, device)
+    committer = Committer(storage, worker_id=worker_id, publish=publisher.publish)
+    samples = SampleTurn(committer, worker_id=worker_id, device=device_name)
+    train = TrainTurn(storage, committer, DeviceClock(device), io, worker_id=worker_id, device=device_name)
+    engine = EngineLoop(
+        storage,
+        settings,
+        train,
+        samples,
+        worker_id=worker_id,
+        io=io,
+        on_room=lambda: feeder.notify(),  # noqa: PLW0108 - made just below
+    )
+    feeder = SampleFeeder(
+        storage,
+        models,
+        SamplingAdapters(storage, num_max=SAMPLING_ADAPTERS_MAX),
+        worker_id=worker_id,
+        claim_s=settings.lease_s,
+        room=lambda: settings.samples_max - engine.num_samples(),
+        in_use=engine.models_in_use,
+        deliver=engine.deliver_samples,
+    )
+    dispatcher = Dispatcher(app, storage.database, message_expires_s=jobs_settings.message_expires_s)
+    intake = RunIntake(storage, engine, models, dispatcher, settings, worker_id=worker_id)
+    tasks.register(app, storage, intake, feeder, jobs_settings)
+    with storage.database.begin() as tx:
+        now = storage.database.now(tx)
+        workers.register(
+            tx, worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), device=device_name, now=now
+        )
+    return Worker(worker_id, app, storage, engine, feeder, Keeper(engine, settings), publisher, io)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of the settings.
+
+    Raises:
+        ValueError: there is no such device here; names what there is.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no device {name!r} here: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def name_device(device: torch.device) -> str:
+    """The device class on usage records and rate cards."""
+    return "cpu" if device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(device)}"

@@ -1,0 +1,218 @@
+"""One transaction per batch: outcomes, state version and usage, with the epoch checked for each run by itself.
+
+A run whose lease was lost is left out whole, its usage too. When it is unknown whether a commit took effect, the run's
+state version is read back before anything else is done with the state in memory.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+from sqlalchemy import Connection
+
+from billing import usage as usage_records
+from billing.usage import Usage
+from jobs import operations
+from jobs.operations import Category, Failure, Outcome
+from storage import journal, keys, leases, payloads
+from storage.checkpoints import CheckpointExistsError
+from storage.errors import ClaimLostError, DatabaseUnavailableError, LeaseLostError, ObjectStoreUnavailableError
+from storage.journal import Operation, Refusal
+from storage.leases import Lease
+from storage.open import Storage
+from storage.payloads import Stored
+from storage.runs import Run, SamplingSession
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+RETRY_FIRST_S = 0.05
+RETRY_MOST_S = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """One operation that has been executed, or was found failed when its turn came.
+
+    Attributes:
+        outcome: None for an operation that was failed already when its turn came.
+        usage: None for operations that failed: they are not billed.
+        publish: rows to be written in the same transaction, e.g. a checkpoint's.
+    """
+
+    operation: Operation
+    outcome: Outcome | None
+    usage: Usage | None = None
+    publish: Callable[[Connection], None] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RunCommit:
+    """What a turn did for one run: its operations in `seq` order."""
+
+    run: Run
+    lease: Lease
+    done: Sequence[Done]
+
+    @property
+    def state_seq(self) -> int:
+        """The state version that this commit leads to."""
+        return self.done[-1].operation.seq
+
+
+@dataclass(frozen=True, eq=False)
+class SampleCommit:
+    """A sample that was drawn or failed."""
+
+    operation: Operation
+    session: SamplingSession
+    outcome: Outcome
+    usage: Usage
+
+
+class Committer:
+    """Writes what was computed."""
+
+    def __init__(self, storage: Storage, *, worker_id: str, publish: Callable[[Sequence[str]], None]) -> None:
+        self._storage = storage
+        self._worker_id = worker_id
+        self._publish = publish
+
+    def commit_runs(self, commits: Sequence[RunCommit]) -> set[str]:
+        """Commit a turn's training operations.
+
+        Returns:
+            Runs whose lease was lost: nothing of theirs was written, and their state in memory is void.
+        """
+        stored = [[self._store(done) for done in commit.done] for commit in commits]
+        lost: set[str] = set()
+
+        def write(tx: Connection) -> None:
+            lost.clear()
+            for commit, outcomes in zip(commits, stored, strict=True):
+                try:
+                    self._write_run(tx, commit, outcomes)
+                except LeaseLostError as error:
+                    log.warning("commit_discarded", run=commit.run.id, epoch=error.epoch, holder=error.holder)
+                    lost.add(commit.run.id)
+
+        self._until_known(write)
+        kept = (commit for commit in commits if commit.run.id not in lost)
+        self._publish(
+            [done.operation.request_id for commit in kept for done in commit.done if done.outcome is not None]
+        )
+        return lost
+
+    def commit_samples(self, commits: Sequence[SampleCommit]) -> None:
+        """Commit samples; one whose claim was lost is discarded, its usage too."""
+        stored = [self._store_outcome(commit.operation.request_id, commit.outcome) for commit in commits]
+        finished: list[str] = []
+
+        def write(tx: Connection) -> None:
+            finished.clear()
+            for commit, outcome in zip(commits, stored, strict=True):
+                try:
+                    self._write_sample(tx, commit, outcome)
+                except ClaimLostError as error:
+                    log.warning("sample_discarded", request=error.request_id, attempt=error.attempt)
+                finished.append(commit.operation.request_id)
+
+        self._until_known(write)
+        self._publish(finished)
+
+    def _store(self, done: Done) -> Stored:
+        if done.outcome is None:
+            return Stored()
+        return self._store_outcome(done.operation.request_id, done.outcome)
+
+    def _store_outcome(self, request_id: str, outcome: Outcome) -> Stored:
+        if isinstance(outcome, Failure):
+            return Stored()
+        encoded = operations.encode(outcome)
+        return retrying(lambda: self._storage.payloads.put(encoded, keys.result_key(request_id)))
+
+    def _until_known(self, write: Callable[[Connection], None]) -> None:
+        """Run a transaction until its effect is certain; `write` reads back what an earlier try may have done."""
+
+        def attempt() -> None:
+            with self._storage.database.begin() as tx:
+                write(tx)
+
+        retrying(attempt)
+
+    def _write_run(self, tx: Connection, commit: RunCommit, outcomes: Iterable[Stored]) -> None:
+        if leases.committed_seq(tx, commit.lease) >= commit.state_seq:
+            return  # an earlier try of this very commit took effect
+        leases.advance(tx, commit.lease, state_seq=commit.state_seq)
+        now = self._storage.database.now(tx)
+        for done, stored in zip(commit.done, outcomes, strict=True):
+            if done.outcome is None:
+                continue
+            failure = done.outcome if isinstance(done.outcome, Failure) else self._complete(tx, done, stored)
+            if failure is not None:
+                refusal = Refusal(failure.error, failure.category)
+                journal.fail(tx, done.operation, refusal, worker_id=self._worker_id, now=now)
+            elif done.usage is not None:
+                self._record_usage(tx, done.operation, done.usage, commit.run.session_id, commit.run.id)
+
+    def _complete(self, tx: Connection, done: Done, stored: Stored) -> Failure | None:
+        """Write outcome and published rows; a name that is taken fails the operation alone."""
+        try:
+            with tx.begin_nested():
+                if done.publish is not None:
+                    done.publish(tx)
+                payloads.name(tx, stored)
+                now = self._storage.database.now(tx)
+                journal.complete(tx, done.operation, stored, worker_id=self._worker_id, now=now)
+        except CheckpointExistsError as error:
+            return Failure(str(error), Category.USER)
+        return None
+
+    def _write_sample(self, tx: Connection, commit: SampleCommit, stored: Stored) -> None:
+        operation = commit.operation
+        written = journal.get_operation(tx, operation.request_id)
+        if written.status in journal.FINAL and written.attempts == operation.attempts:
+            return  # an earlier try of this very commit took effect, or the sample was cancelled
+        journal.check_claim(tx, operation, worker_id=self._worker_id)
+        now = self._storage.database.now(tx)
+        if isinstance(commit.outcome, Failure):
+            refusal = Refusal(commit.outcome.error, commit.outcome.category)
+            journal.fail(tx, operation, refusal, worker_id=self._worker_id, now=now)
+            return
+        payloads.name(tx, stored)
+        journal.complete(tx, operation, stored, worker_id=self._worker_id, now=now)
+        self._record_usage(tx, operation, commit.usage, commit.session.session_id, commit.session.run_id)
+
+    def _record_usage(
+        self, tx: Connection, operation: Operation, usage: Usage, session_id: str, run_id: str | None
+    ) -> None:
+        usage_records.record(
+            tx,
+            usage,
+            operation_id=operation.id,
+            account_id=operation.account_id,
+            session_id=session_id,
+            run_id=run_id,
+            sampling_session_id=operation.sampling_session_id,
+            kind=operation.kind,
+            base_model=operation.base_model,
+            now=self._storage.database.now(tx),
+        )
+
+
+def retrying(call: Callable[[], T]) -> T:
+    """Call until database and object store answer, with growing pauses and jitter."""
+    pause_s = RETRY_FIRST_S
+    while True:
+        try:
+            return call()
+        except (DatabaseUnavailableError, ObjectStoreUnavailableError) as error:
+            log.warning("storage_unavailable", error=str(error), retry_in_s=pause_s)
+            time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
+            pause_s = min(2 * pause_s, RETRY_MOST_S)

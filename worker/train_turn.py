@@ -1,0 +1,340 @@
+"""One training turn: choose, pack, step, commit. Runs of several accounts go through the base model together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import structlog
+
+from billing.metering import split_ns
+from billing.usage import Usage
+from jobs.operations import (
+    Category,
+    CreateModel,
+    Failure,
+    ForwardBackward,
+    Loaded,
+    LoadState,
+    ModelCreated,
+    OptimStep,
+    Outcome,
+    SaveExternal,
+    SaveForSampler,
+    SaveState,
+)
+from storage import checkpoints, journal
+from storage.errors import StorageError
+from storage.ids import CheckpointPath
+from storage.journal import Operation
+from storage.open import Storage
+from worker.active_run import ActiveRun, Queued
+from worker.commit import Committer, Done, RunCommit, retrying
+from worker.engine.errors import EngineError
+from worker.engine.optimizer import optim_step
+from worker.engine.run_state import RunState
+from worker.engine.timing import DeviceClock
+from worker.engine.trainer import TrainRequest
+from worker.residency import ResidentModel
+from worker.saving import SavedWeights, copy_weights, store_weights
+from worker.takeover import load_checkpoint
+
+log = structlog.get_logger()
+
+
+@dataclass(eq=False)
+class Plan:
+    """What a turn does for one run: operations that failed before, gradients, and at most one step that ends it.
+
+    Attributes:
+        passes: places in `done` that wait for the packed pass, and their bodies.
+        step: the `optim_step` at the end.
+    """
+
+    run: ActiveRun
+    taken: list[Queued] = field(default_factory=list)
+    outcomes: dict[int, Outcome | None] = field(default_factory=dict)
+    device_ns: dict[int, int] = field(default_factory=dict)
+    saved: SavedWeights | None = None
+    loaded: tuple[RunState, str] | None = None
+
+    def add(self, queued: Queued, outcome: Outcome | None = None) -> None:
+        """Take the head of the run's queue into the turn."""
+        self.taken.append(queued)
+        self.outcomes[queued.operation.seq] = outcome
+
+    def passes(self) -> list[tuple[Operation, ForwardBackward]]:
+        """What goes through the base model."""
+        return [(item.operation, item.body) for item in self.taken if isinstance(item.body, ForwardBackward)]
+
+
+@dataclass(frozen=True)
+class TurnReport:
+    """What a turn consumed: device time per account, and of it what is not billed, in nanoseconds."""
+
+    device_ns: dict[str, int]
+    overhead_ns: int
+    lost: set[str]
+
+
+class TrainTurn:
+    """Executes turns. On the engine's thread, but for uploads and downloads."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        committer: Committer,
+        clock: DeviceClock,
+        io: ThreadPoolExecutor,
+        *,
+        worker_id: str,
+        device: str,
+    ) -> None:
+        self._storage = storage
+        self._committer = committer
+        self._clock = clock
+        self._io = io
+        self._worker_id = worker_id
+        self._device = device
+
+    def take(self, runs: Sequence[ActiveRun], *, tokens_max: int) -> TurnReport | None:
+        """One turn over these runs, which are ready, share a base model and stand in order of fairness.
+
+        Returns:
+            None if all that was done was to begin uploads and downloads.
+        """
+        plans: list[Plan] = []
+        tokens_left = tokens_max
+        for run in runs:
+            plan, tokens = self._plan(run, tokens_left, first=not plans)
+            tokens_left -= tokens
+            if plan.taken:
+                plans.append(plan)
+        return self._execute(plans) if plans else None
+
+    def _plan(self, run: ActiveRun, tokens_left: int, *, first: bool) -> tuple[Plan, int]:
+        """Take operations from the head of the queue as long as they fit."""
+        plan, tokens = Plan(run), 0
+        for queued in list(run.queue):
+            body = queued.body
+            if body is None:
+                plan.add(queued)
+            elif run.model is None:
+                reason = run.model_error or "its base model cannot be loaded"
+                plan.add(queued, Failure(f"the operation cannot run: {reason}", Category.SERVER))
+            elif isinstance(body, CreateModel | LoadState | SaveState | SaveForSampler | SaveExternal):
+                if not plan.taken:
+                    self._resolve(plan, queued, run.model)
+                break
+            elif run.state is None:
+                plan.add(queued, Failure("the training run was never made: its first operation failed"))
+            elif isinstance(body, ForwardBackward):
+                fits = tokens + body.num_tokens <= tokens_left or (first and not plan.passes())
+                if not fits:
+                    break
+                tokens += body.num_tokens
+                plan.add(queued)
+            else:
+                plan.add(queued)
+                break
+        return plan, tokens
+
+    def _resolve(self, plan: Plan, queued: Queued, model: ResidentModel) -> None:
+        """Bring an operation that needs no pass to its outcome, unless its upload or download is still under way."""
+        run, body = plan.run, queued.body
+        if isinstance(body, CreateModel):
+            plan.add(queued, self._create(run, body, model))
+            return
+        if run.state is None and not (isinstance(body, LoadState) and queued.operation.seq == 0):
+            plan.add(queued, Failure("the training run was never made: its first operation failed"))
+            return
+        if run.pending is None:
+            run.pending = self._begin_io(run, queued, model)
+        if not run.pending.done():
+            return
+        pending, run.pending = run.pending, None
+        try:
+            result = pending.result()
+        except (StorageError, EngineError, ValueError) as error:
+            plan.add(queued, Failure(str(error), _category(error)))
+            return
+        if isinstance(result, SavedWeights):
+            plan.saved = result
+            plan.add(queued, result.outcome)
+        else:
+            plan.loaded = result
+            assert isinstance(body, LoadState)
+            plan.add(queued, Loaded(run.id, body.path))
+
+    def _create(self, run: ActiveRun, body: CreateModel, model: ResidentModel) -> Outcome:
+        try:
+            run.state = RunState.create(model.base, body.lora)
+        except EngineError as error:
+            return Failure(str(error), _category(error))
+        return ModelCreated(run.id)
+
+    def _begin_io(self, run: ActiveRun, queued: Queued, model: ResidentModel) -> Future[Any]:
+        body, seq = queued.body, queued.operation.seq
+        if isinstance(body, LoadState):
+            return self._io.submit(self._load, run, queued.operation, body, model)
+        assert run.state is not None
+        assert isinstance(body, SaveState | SaveForSampler | SaveExternal)
+        files = copy_weights(run.state, body)
+        store = partial(store_weights, self._storage, run.run, seq, body, files)
+        return self._io.submit(retrying, store)
+
+    def _load(
+        self, run: ActiveRun, operation: Operation, body: LoadState, model: ResidentModel
+    ) -> tuple[RunState, str]:
+        key = body.object_key or retrying(lambda: self._resolve_path(operation, body))
+        state = retrying(
+            lambda: load_checkpoint(self._storage, run.run, model, key, with_optimizer=body.with_optimizer)
+        )
+        return state, key
+
+    def _resolve_path(self, operation: Operation, body: LoadState) -> str:
+        path = CheckpointPath.parse(body.path)
+        with self._storage.database.read() as tx:
+            now = self._storage.database.now(tx)
+            return checkpoints.get(tx, path, now=now, reader=operation.account_id).object_key
+
+    def _execute(self, plans: Sequence[Plan]) -> TurnReport:
+        begun = [item.operation.id for plan in plans for item in plan.taken if item.body is not None]
+        self._start(begun)
+        self._run_passes(plans)
+        for plan in plans:
+            self._run_step(plan)
+        commits = [self._commit_of(plan) for plan in plans]
+        lost = self._committer.commit_runs(commits)
+        for plan in plans:
+            if plan.run.id in lost:
+                plan.run.void = True
+            else:
+                _move_on(plan)
+        return self._report(plans, lost)
+
+    def _start(self, operation_ids: Sequence[int]) -> None:
+        def write() -> None:
+            with self._storage.database.begin() as tx:
+                journal.start(tx, operation_ids, worker_id=self._worker_id, now=self._storage.database.now(tx))
+
+        if operation_ids:
+            retrying(write)
+
+    def _run_passes(self, plans: Sequence[Plan]) -> None:
+        """The packed pass: all `forward` and `forward_backward` of all plans."""
+        asked = [
+            (plan, operation, TrainRequest(plan.run.state, body))
+            for plan in plans
+            if plan.run.state is not None and plan.run.model is not None
+            for operation, body in plan.passes()
+            if plan.outcomes[operation.seq] is None
+        ]
+        if not asked:
+            return
+        model = asked[0][0].run.model
+        assert model is not None
+        results = self._run_together(model, [request for _, _, request in asked])
+        for (plan, operation, _), (outcome, share) in zip(asked, results, strict=True):
+            plan.outcomes[operation.seq] = outcome
+            plan.device_ns[operation.seq] = share
+
+    def _run_together(self, model: ResidentModel, requests: Sequence[TrainRequest]) -> list[tuple[Outcome, int]]:
+        """Outcome and share of device time of each; what breaks the pass is found by running each alone."""
+        try:
+            report = model.trainer.run(requests)
+        except Exception as error:
+            log.exception("training_pass_failed", requests=len(requests))
+            if len(requests) == 1:
+                return [(Failure(f"the operation could not be computed: {error}", Category.SERVER), 0)]
+            return [self._run_together(model, [request])[0] for request in requests]
+        return list(zip(report.outcomes, split_ns(report.device_ns, report.work), strict=True))
+
+    def _run_step(self, plan: Plan) -> None:
+        last = plan.taken[-1]
+        state = plan.run.state
+        if not isinstance(last.body, OptimStep) or plan.outcomes[last.operation.seq] is not None or state is None:
+            return
+        failed_seq = self._failure_behind(plan, last.operation)
+        if failed_seq is not None:
+            state.clear_gradients()
+            plan.outcomes[last.operation.seq] = Failure(
+                f"forward_backward with seq_id {failed_seq} failed, and this optim_step was submitted before that was "
+                "known: nothing was changed and the gradients were cleared; submit the forward_backward again"
+            )
+            return
+        with self._clock.measure() as measured:
+            outcome = optim_step(state, last.body)
+        plan.outcomes[last.operation.seq] = outcome
+        plan.device_ns[last.operation.seq] = measured.device_ns
+
+    def _failure_behind(self, plan: Plan, step: Operation) -> int | None:
+        """The failed `forward_backward` that this step was submitted without knowing of."""
+        for operation, _ in plan.passes():
+            if isinstance(plan.outcomes[operation.seq], Failure) and operation.kind == "forward_backward":
+                return operation.seq
+        known_failures = plan.run.gradients_failed or any(item.operation.failure_number for item in plan.taken)
+        if not known_failures:
+            return None
+        with self._storage.database.read() as tx:
+            failed = journal.failed_gradients(tx, plan.run.id, before_seq=step.seq)
+        return next((seq for seq, number in failed if number > step.failures_seen), None)
+
+    def _commit_of(self, plan: Plan) -> RunCommit:
+        done = []
+        for item in plan.taken:
+            operation = item.operation
+            outcome = plan.outcomes[operation.seq]
+            publish = plan.saved.publish if plan.saved is not None else None
+            if plan.loaded is not None:
+                publish = partial(journal.record_load, operation=operation, loads_key=plan.loaded[1])
+            done.append(Done(operation, outcome, self._usage(item, plan), publish))
+        return RunCommit(plan.run.run, plan.run.lease, done)
+
+    def _usage(self, item: Queued, plan: Plan) -> Usage:
+        trained = item.body.num_tokens if isinstance(item.body, ForwardBackward) else 0
+        return Usage(
+            device=self._device,
+            device_ns=plan.device_ns.get(item.operation.seq, 0),
+            attempt=item.operation.attempts + 1,
+            worker_id=self._worker_id,
+            tokens_trained=trained,
+        )
+
+    def _report(self, plans: Sequence[Plan], lost: set[str]) -> TurnReport:
+        per_account: dict[str, int] = {}
+        overhead_ns = 0
+        for plan in plans:
+            account = plan.run.run.account_id
+            for seq, device_ns in plan.device_ns.items():
+                per_account[account] = per_account.get(account, 0) + device_ns
+                if plan.run.id in lost or isinstance(plan.outcomes[seq], Failure):
+                    overhead_ns += device_ns
+        return TurnReport(per_account, overhead_ns, lost)
+
+
+def _move_on(plan: Plan) -> None:
+    """Bring the run in memory to what has been committed."""
+    run = plan.run
+    for item in plan.taken:
+        assert run.queue[0] is item
+        run.queue.popleft()
+        outcome = plan.outcomes[item.operation.seq]
+        if isinstance(item.body, OptimStep):
+            run.gradients_failed = False
+        elif item.operation.failure_number or (
+            isinstance(outcome, Failure) and item.operation.kind == "forward_backward"
+        ):
+            run.gradients_failed = True
+    if plan.loaded is not None:
+        run.state = plan.loaded[0]
+    run.state_seq = plan.taken[-1].operation.seq
+
+
+def _category(error: Exception) -> Category:
+    """Whose fault an error is, by what its class says."""
+    fault = getattr(error, "fault", "user" if isinstance(error, ValueError) else "server")
+    return Category(fault)
