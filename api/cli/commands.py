@@ -1,0 +1,56 @@
+"""Every command by name, imported only when it is called: `piecework --help` must not wait for SQLAlchemy."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from api.cli.errors import one_line
+
+COMMANDS = {
+    "serve": "api.cli.serve:serve",
+    "api": "api.cli.parts:api",
+    "worker": "api.cli.parts:worker",
+    "scheduler": "api.cli.parts:scheduler",
+    "models": "api.cli.models:models",
+    "accounts": "api.cli.accounts:accounts",
+    "keys": "api.cli.keys:keys",
+    "runs": "api.cli.runs:runs",
+    "ops": "api.cli.runs:ops",
+    "status": "api.cli.status:status",
+    "cost": "api.cli.cost:cost",
+    "doctor": "api.cli.doctor:doctor",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use, and whose errors are one line that says what to change."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """In the order a newcomer needs them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what the user can mend is said in one line."""
+        with one_line():
+            return super().invoke(ctx)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="piecework")
+def piecework() -> None:
+    """Self-hosted training service with the Tinker programming model.
+
+    Start with `piecework serve`: it prints an address and an API key for the tinker SDK. Every command takes the data
+    directory from --data-dir or PIECEWORK_DATA_DIR, and works before and while the service runs.
+    """

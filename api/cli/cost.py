@@ -1,0 +1,80 @@
+"""`piecework cost`: what every account and run has used, and what that costs."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+
+from api.cli.errors import CliError
+from api.cli.opened import opened
+from api.cli.options import data_dir_option, json_option
+from api.cli.output import print_json, print_table
+from billing import cost as billed
+from billing.money import plain
+from billing.rate_cards import RateCardError, load_rate_card
+from billing.rating import device_seconds
+from storage.accounts import get_account
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+@click.command()
+@click.option("--run", "run_id", help="Only this training run.")
+@click.option("--account", "account_name", help="Only this account.")
+@click.option("--since", help="Only what finished since: 2026-01-31, 2026-01-31T12:00:00+00:00, or 90m, 24h, 7d ago.")
+@json_option
+@data_dir_option
+def cost(run_id: str | None, account_name: str | None, since: str | None, as_json: bool, data_dir: Path) -> None:
+    """Show usage and cost per account, run and kind of operation."""
+    try:
+        card = load_rate_card()
+    except RateCardError as error:
+        raise CliError(str(error)) from error
+    with opened(data_dir) as storage, storage.database.read() as tx:
+        account = get_account(tx, account_name) if account_name else None
+        moment = parse_since(since, now=storage.database.now(tx)) if since else None
+        report = billed.report(tx, card, account_id=account.id if account else None, run_id=run_id, since=moment)
+    if as_json:
+        print_json(report.as_json())
+        return
+    headings = ("account", "run", "operation", "device", "number", "device-s", "trained", "prefilled", "sampled")
+    rows: list[tuple[object, ...]] = [
+        (
+            row.usage.account,
+            row.usage.run_id or "",
+            row.usage.kind,
+            row.usage.device,
+            row.usage.operations,
+            f"{device_seconds(row.usage.device_ns):.3f}",
+            row.usage.tokens_trained,
+            row.usage.tokens_prefilled,
+            row.usage.tokens_sampled,
+            plain(row.cost),
+        )
+        for row in report.rows
+    ]
+    if rows:
+        total = (report.operations, f"{device_seconds(report.device_ns):.3f}", "", "", "", plain(report.cost))
+        rows.append(("total", "", "", "", *total))
+    print_table((*headings, report.currency), rows, numbers=range(4, 10), empty="nothing has been used yet")
+
+
+def parse_since(text: str, *, now: datetime) -> datetime:
+    """A day, a moment, or a time ago; what has no time zone is UTC.
+
+    Raises:
+        CliError: none of these.
+    """
+    if match := _AGO.fullmatch(text):
+        return now - timedelta(**{_UNITS[match[2]]: float(match[1])})
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise CliError(
+            f"--since {text!r} is no time: write 2026-01-31, 2026-01-31T12:00:00, or 90m, 24h, 7d"
+        ) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,35 @@
+"""How commands print: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[int] = (), empty: str
+) -> None:
+    """A table whose columns `numbers` stand to the right; `empty` is said where there is no row."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    right = set(numbers)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    if not table.row_count:
+        click.echo(empty)
+        return
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 240
+    console.print(table)
