@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 SCRATCH_PREFIX = ".unfinished-"
 _LOCKED_WITHIN_S = 60.0  # a file this young may be just before its lock
-_PUBLISH_TRIES = 20
+_PUBLISH_TRIES = 100
 
 
 @contextlib.contextmanager
