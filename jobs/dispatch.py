@@ -13,7 +13,7 @@ from storage.database import Database
 
 log = structlog.get_logger()
 
-RETRY = {"max_retries": 1, "interval_start": 0.05, "interval_step": 0.1, "interval_max": 0.2, "timeout": 2.0}
+RETRY = {"max_retries": 1, "interval_start": 0.05, "interval_step": 0.1, "interval_max": 0.2}
 WARM_EXPIRES_S = 3.0
 
 
