@@ -13,7 +13,14 @@ class ApiSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8787, description="port to listen on")
-    public_url: str = Field("", description="URL under which clients reach the service, for signed links; empty: host and port")
-    body_bytes_max: int = Field(256 * 2**20, description="largest request body, after decompression")
+    public_url: str = Field(
+        "", description="URL under which clients reach the service, for signed links; empty: host and port"
+    )
+    body_bytes_max: int = Field(256 * 2**20, description="largest body of a training request, after decompression")
+    json_bytes_max: int = Field(32 * 2**20, description="largest JSON body; JSON takes many times its size in memory")
+    threads: int = Field(12, description="threads for requests; each may hold one database connection")
     poll_s: float = Field(25.0, description="how long `retrieve_future` holds a request before it answers 408")
     signed_url_s: int = Field(3600, description="how long a download link is valid")
+    url_signing_key: str = Field(
+        "", repr=False, description="secret that signs download links; empty: one made in the data directory"
+    )

@@ -106,6 +106,7 @@ class OutcomeWaiters:
         self._safety_read_s = safety_read_s
         self._events: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = False
 
     def __len__(self) -> int:
         """How many ids are waited for."""
@@ -115,6 +116,8 @@ class OutcomeWaiters:
     async def subscribed(self, request_id: str) -> AsyncIterator[asyncio.Event]:
         """An event that is set once the operation has an outcome; read the row after entering and before waiting."""
         event = asyncio.Event()
+        if self._ended:
+            event.set()
         self._events[request_id].add(event)
         try:
             yield event
@@ -134,6 +137,11 @@ class OutcomeWaiters:
         """The same, from any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.wake, request_ids)
+
+    def end(self) -> None:
+        """Let everyone go who waits or is going to, since the process is about to end; called from any thread."""
+        self._ended = True
+        self.wake_from_thread(list(self._events))
 
     async def safety_reads(self) -> None:
         """Look all waiting ids up, again and again; run this as a task of the event loop."""

@@ -96,7 +96,7 @@ class Submitter:
             stored = self._storage.payloads.put(operations.encode(body), keys.payload_key(run.id, seq))
         database = self._storage.database
         with database.begin() as tx:
-            refusal = _refusal(body) or _stillborn(journal.find_operation(tx, f"{run.id}:0"))
+            refusal = _stillborn(journal.find_operation(tx, f"{run.id}:0")) or _refusal(body)
             request_id, new = journal.accept_training(
                 tx,
                 account_id=run.account_id,

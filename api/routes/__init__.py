@@ -1,1 +1,1 @@
-
+"""One router per noun; a route parses, calls one function, returns."""

@@ -182,6 +182,13 @@ class ModelOnly(Body):
 # ------------------------------------------------------------------------------------------------------------ training
 
 
+class Addressed(Body):
+    """What every training request has."""
+
+    model_id: Id
+    seq_id: Seq
+
+
 class LoadInPlace(Body):
     """`load_weights` into a run that exists."""
 
@@ -253,6 +260,13 @@ class SamplingSessionOnly(Body):
     """`join_sampling_session`."""
 
     sampling_session_id: Id
+
+
+class SampleAddress(Body):
+    """Where a sample belongs."""
+
+    sampling_session_id: Id
+    seq_id: Seq
 
 
 class Params(Body):

@@ -1,0 +1,124 @@
+"""Every error of ours → status and body; the only translator.
+
+    ApiError                     answered with its own status
+    ├── UnauthorizedError        401: no valid API key
+    ├── BadRequestError          400: what was asked makes no sense; says what to change
+    ├── NotFoundError            404: never existed, or is another account's
+    ├── GoneError                410: existed, and its time is over
+    ├── TooLargeError            413: over a limit
+    └── UnsupportedEncodingError 415: a body in an encoding that is not read
+
+What always holds: no 409 (the SDK would retry it for minutes), no empty body (it takes an empty 400 for a broken
+proxy), and nothing of our insides in a 500.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from jobs.validation import InvalidOperationError
+from storage.errors import RowNotFoundError, StorageError
+
+log = structlog.get_logger()
+
+RETRY_AFTER_S = "1"
+
+
+class ApiError(Exception):
+    """The request cannot be answered."""
+
+    status: ClassVar[int] = 500
+
+
+class UnauthorizedError(ApiError):
+    """The X-API-Key header holds no valid API key; keys are made with `piecework keys create`."""
+
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
+class BadRequestError(ApiError):
+    """The request makes no sense."""
+
+    status = 400
+
+
+class NotFoundError(ApiError):
+    """There is no such thing in this account."""
+
+    status = 404
+
+
+class GoneError(ApiError):
+    """It existed, and its time is over."""
+
+    status = 410
+
+
+class TooLargeError(ApiError):
+    """The body is over the limit."""
+
+    status = 413
+
+
+class UnsupportedEncodingError(ApiError):
+    """The body's Content-Encoding is not read."""
+
+    status = 415
+
+
+def install(app: FastAPI) -> None:
+    """Let the app answer every error in the one form: `{"detail": "…"}`."""
+    app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(InvalidOperationError, _answer_bad_request)
+    app.add_exception_handler(RequestValidationError, _answer_bad_parameter)
+    app.add_exception_handler(StorageError, _answer_storage_error)
+    app.add_exception_handler(PoolTimeoutError, _answer_busy)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+
+def _detail(status: int, text: str, **headers: str) -> JSONResponse:
+    return JSONResponse({"detail": text}, status_code=status, headers=headers)
+
+
+async def _answer_api_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _detail(error.status, str(error))
+
+
+async def _answer_bad_request(_request: Request, error: Exception) -> JSONResponse:
+    return _detail(400, str(error))
+
+
+async def _answer_bad_parameter(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return _detail(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+
+async def _answer_storage_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StorageError)
+    if isinstance(error, RowNotFoundError):
+        return _detail(404, str(error))
+    if error.retryable:
+        log.warning("storage_unavailable", path=request.url.path, error=str(error))
+        return _detail(503, "storage is not available at the moment; try again", **{"Retry-After": RETRY_AFTER_S})
+    return await _answer_unexpected(request, error)
+
+
+async def _answer_busy(request: Request, _error: Exception) -> JSONResponse:
+    log.warning("database_busy", path=request.url.path)
+    return _detail(503, "the service is busy; try again", **{"Retry-After": RETRY_AFTER_S})
+
+
+async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return _detail(500, "internal error; the service's log says more")

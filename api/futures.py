@@ -1,0 +1,85 @@
+"""What a future says: its outcome in the encoding the client accepts, or why it still waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy import Connection
+
+from api.errors import GoneError
+from api.services import Services
+from api.wire import json_results, results
+from jobs import operations
+from jobs.operations import ForwardBackwardOutcome, Kind, Outcome, SampleOutcome
+from storage import journal, workers
+from storage.errors import ObjectNotFoundError
+from storage.journal import Operation, Status
+
+WORKER_SILENT_S = 60.0
+"""A worker not seen this long does not count as running."""
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """Why an operation has no outcome yet, as the SDK shows it."""
+
+    state: Literal["active", "paused_capacity"]
+    reason: str | None = None
+
+
+def answer(services: Services, operation: Operation, *, accept: str) -> Response:
+    """The outcome of a finished operation.
+
+    Args:
+        accept: the request's Accept header; training and sampling results are protobuf for who accepts it.
+
+    Raises:
+        GoneError: the outcome has been kept as long as promised.
+    """
+    if operation.status != Status.COMPLETED:
+        return JSONResponse({"error": operation.error or "it failed", "category": operation.error_category or "server"})
+    outcome = _outcome(services, operation)
+    if results.MEDIA_TYPE in accept and isinstance(outcome, ForwardBackwardOutcome):
+        return Response(results.forward_backward(outcome), media_type=results.MEDIA_TYPE)
+    if results.MEDIA_TYPE in accept and isinstance(outcome, SampleOutcome):
+        return Response(results.sample(outcome), media_type=results.MEDIA_TYPE)
+    return JSONResponse(json_results.result(Kind(operation.kind), outcome))
+
+
+def try_again(services: Services, operation: Operation) -> Response:
+    """Ask the client to poll again, and tell it what it waits for."""
+    with services.database.read() as tx:
+        state = queue_state(tx, services, operation)
+    body: dict[str, Any] = {"type": "try_again", "request_id": operation.request_id, "queue_state": state.state}
+    if state.reason is not None:
+        body["queue_state_reason"] = state.reason
+    return JSONResponse(body, status_code=408)
+
+
+def queue_state(tx: Connection, services: Services, operation: Operation) -> QueueState:
+    """What an operation without an outcome waits for."""
+    missing = None if operation.run_id is None else journal.first_missing(tx, operation.run_id)
+    if missing is not None and missing < operation.seq:
+        timeout_s = services.jobs_settings.gap_timeout_s
+        return QueueState(
+            "paused_capacity",
+            f"seq_id {missing} has not arrived; it is closed with an error {timeout_s:.0f} s after a later one came",
+        )
+    seen_after = services.database.now(tx) - timedelta(seconds=WORKER_SILENT_S)
+    if not workers.list_workers(tx, seen_after=seen_after):
+        return QueueState("paused_capacity", "no worker is running; the operation is kept until one is")
+    return QueueState("active")
+
+
+def _outcome(services: Services, operation: Operation) -> Outcome:
+    expired = f"the result of {operation.request_id} has expired"
+    if operation.expired:
+        raise GoneError(expired)
+    try:
+        outcome: Outcome = operations.decode(services.storage.payloads.get(operation.outcome))
+    except ObjectNotFoundError as error:
+        raise GoneError(expired) from error
+    return outcome

@@ -1,0 +1,31 @@
+"""What the account's usage costs so far."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime
+
+from api.dependencies import CurrentKey, Joined
+from billing import cost
+
+router = APIRouter(prefix="/api/v1")
+
+
+@router.get("/cost")
+def get_cost(
+    services: Joined,
+    key: CurrentKey,
+    run_id: Annotated[str | None, Query(max_length=192)] = None,
+    session_id: Annotated[str | None, Query(max_length=192)] = None,
+    since: AwareDatetime | None = None,
+) -> dict[str, Any]:
+    """Usage and cost by run and kind of operation; amounts are decimal strings."""
+    since_at: datetime | None = since
+    with services.database.read() as tx:
+        report = cost.report(
+            tx, services.rate_card, account_id=key.account_id, run_id=run_id, session_id=session_id, since=since_at
+        )
+    return report.as_json()

@@ -1,0 +1,82 @@
+"""JSON of what is listed: sessions, training runs, checkpoints. Names are the wire's, times ISO 8601 with zone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from storage.checkpoints import Checkpoint
+from storage.runs import Run, Session
+
+CHECKPOINT_TYPES = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
+
+
+def checkpoint(row: Checkpoint) -> dict[str, Any]:
+    """A `Checkpoint`."""
+    return {
+        "checkpoint_id": row.path.checkpoint_id,
+        "checkpoint_type": CHECKPOINT_TYPES[row.kind],
+        "time": row.created_at.isoformat(),
+        "tinker_path": str(row.path),
+        "size_bytes": row.size_bytes,
+        "public": row.public,
+        "user_metadata": metadata(row.user_metadata),
+        "expires_at": None if row.expires_at is None else row.expires_at.isoformat(),
+    }
+
+
+def training_run(run: Run, checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """A `TrainingRun`.
+
+    Args:
+        checkpoints: of this run, newest first.
+    """
+    return {
+        "training_run_id": run.id,
+        "base_model": run.base_model,
+        "model_owner": run.account_id,
+        "is_lora": True,
+        "corrupted": False,
+        "lora_rank": run.lora["rank"],
+        "last_request_time": run.last_request_at.isoformat(),
+        "last_checkpoint": _newest(checkpoints, "weights"),
+        "last_sampler_checkpoint": _newest(checkpoints, "sampler_weights"),
+        "user_metadata": metadata(run.user_metadata),
+    }
+
+
+def session_summary(session: Session, checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """A `SessionSummary`."""
+    return {
+        "session_id": session.id,
+        "created_at": session.created_at.isoformat(),
+        "owner": session.account_id,
+        "project_id": session.project_id or "",
+        "status": session_status(session),
+        "checkpoints_count": len(checkpoints),
+        "checkpoint_storage_bytes": sum(row.size_bytes for row in checkpoints),
+        "display_name": session.display_name,
+        "user_metadata": metadata(session.user_metadata),
+    }
+
+
+def session_status(session: Session) -> dict[str, Any]:
+    """A `SessionStatus`."""
+    if session.finished_at is None:
+        return {"type": "active"}
+    reason = {"type": session.finish_reason or "success"}
+    return {"type": "client_finished", "reason": reason, "detail": session.finish_detail}
+
+
+def cursor(*, offset: int, limit: int, total: int) -> dict[str, int]:
+    """A `Cursor`."""
+    return {"offset": offset, "limit": limit, "total_count": total}
+
+
+def metadata(pairs: Mapping[str, str]) -> dict[str, str] | None:
+    """User metadata, or null where there is none."""
+    return dict(pairs) or None
+
+
+def _newest(checkpoints: Sequence[Checkpoint], kind: str) -> dict[str, Any] | None:
+    return next((checkpoint(row) for row in checkpoints if row.kind == kind), None)

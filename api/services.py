@@ -1,0 +1,82 @@
+"""What the routes work with, joined once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from api.downloads import UrlSigner
+from api.settings import ApiSettings
+from billing.rate_cards import RateCard, load_rate_card
+from jobs.app import make_app
+from jobs.dispatch import Dispatcher
+from jobs.results import OutcomeSubscription, OutcomeWaiters
+from jobs.settings import JobsSettings
+from jobs.submit import Submitter
+from storage import journal
+from storage.database import Database
+from storage.migrate import migrate
+from storage.open import Storage, open_storage
+
+
+@dataclass(frozen=True)
+class Services:
+    """Settings, storage, and the way to the workers and back.
+
+    Attributes:
+        submitter: accepts operations.
+        waiters: polls that wait for outcomes.
+        subscription: hears of outcomes; None leaves the waiters to their safety read.
+        signer: makes and checks download links.
+        rate_card: prices in force.
+    """
+
+    settings: ApiSettings
+    jobs_settings: JobsSettings
+    storage: Storage
+    submitter: Submitter
+    waiters: OutcomeWaiters
+    subscription: OutcomeSubscription | None
+    signer: UrlSigner
+    rate_card: RateCard
+
+    @property
+    def database(self) -> Database:
+        """The rows."""
+        return self.storage.database
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self.subscription is not None:
+            self.subscription.stop()
+        self.storage.close()
+
+
+def open_services() -> Services:
+    """Join everything as set in the environment, and bring the tables up to date."""
+    settings, jobs_settings, storage = ApiSettings(), JobsSettings(), open_storage()
+    migrate(storage.database)
+    dispatcher = Dispatcher(
+        make_app(jobs_settings), storage.database, message_expires_s=jobs_settings.message_expires_s
+    )
+    waiters = make_waiters(storage.database, safety_read_s=jobs_settings.safety_read_s)
+    return Services(
+        settings=settings,
+        jobs_settings=jobs_settings,
+        storage=storage,
+        submitter=Submitter(storage, dispatcher),
+        waiters=waiters,
+        subscription=OutcomeSubscription(jobs_settings.resolved_broker_url(), waiters.wake_from_thread),
+        signer=UrlSigner.open(storage.settings.data_dir, key=settings.url_signing_key),
+        rate_card=load_rate_card(),
+    )
+
+
+def make_waiters(database: Database, *, safety_read_s: float) -> OutcomeWaiters:
+    """Waiters whose safety read asks the journal."""
+
+    def find_finished(request_ids: Sequence[str]) -> Sequence[str]:
+        with database.read() as tx:
+            return journal.finished_among(tx, request_ids)
+
+    return OutcomeWaiters(find_finished, safety_read_s=safety_read_s)
