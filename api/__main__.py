@@ -10,6 +10,7 @@ import uvicorn
 
 from api.app import create_app
 from api.services import Services, open_services
+from storage.telemetry import set_up_logging
 
 GRACE_S = 5
 BACKLOG = 2048
@@ -31,6 +32,7 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     """Serve as set in the environment."""
+    set_up_logging("api")
     _raise_file_limit()
     services = open_services()
     config = uvicorn.Config(
@@ -39,7 +41,7 @@ def main() -> None:
         port=services.settings.port,
         backlog=BACKLOG,
         access_log=False,
-        log_level="warning",
+        log_config=None,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=75,
     )

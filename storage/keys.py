@@ -27,7 +27,7 @@ from storage.errors import InvalidObjectKeyError
 
 KEY_BYTES_MAX = 900  # S3 allows 1,024; the rest is left to a bucket's own path prefix
 SEGMENT_BYTES_MAX = 240  # file systems allow 255
-SEQ_DIGITS = 12
+SEQ_DIGITS = 19  # those of a 64-bit integer: copies of a sampling client number their samples up to 10^18
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*", re.ASCII)
 _PLAIN_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")

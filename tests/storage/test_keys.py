@@ -29,8 +29,8 @@ def test_the_forms_of_keys_stay_as_they_are() -> None:
         "base_models/Qwen=2FQwen3-0.6B/0123456789abcdef/config.json"
     )
     assert keys.export_key("a", "b.tar", token=token) == "exports/a/0123456789abcdef/b.tar"
-    assert keys.snapshot_key("r", 7).startswith("snapshots/r/000000000007-")
-    assert keys.payload_key("r", 7).startswith("payloads/r/000000000007-")
+    assert keys.snapshot_key("r", 7).startswith("snapshots/r/0000000000000000007-")
+    assert keys.payload_key("r", 7).startswith("payloads/r/0000000000000000007-")
     assert keys.result_key("r:7").startswith("results/")
 
 
@@ -86,7 +86,7 @@ def test_results_have_no_prefix_by_owner() -> None:
         keys.prefix(KeyKind.RESULT, "r:1")
 
 
-@pytest.mark.parametrize("seq", [-1, 10**12])
+@pytest.mark.parametrize("seq", [-1, 10**keys.SEQ_DIGITS])
 def test_a_seq_that_does_not_fit_is_refused(seq: int) -> None:
     with pytest.raises(InvalidObjectKeyError, match="12 digits"):
         keys.snapshot_key(_RUN, seq)
@@ -105,9 +105,9 @@ def test_a_name_that_is_too_long_is_refused_with_what_to_change() -> None:
         "",
         "snapshots",
         "snapshots/r/7-0123456789abcdef.safetensors",
-        "snapshots/r/000000000007.safetensors",
-        "snapshots/r/x/000000000007-0123456789abcdef.safetensors",
-        "unknown/r/000000000007-0123456789abcdef.bin",
+        "snapshots/r/0000000000000000007.safetensors",
+        "snapshots/r/x/0000000000000000007-0123456789abcdef.safetensors",
+        "unknown/r/0000000000000000007-0123456789abcdef.bin",
         "base_models/a/nothex/f",
         "base_models/a=3/0123456789abcdef/f",
         "base_models/a=3a/0123456789abcdef/f",
