@@ -88,7 +88,7 @@ def test_results_have_no_prefix_by_owner() -> None:
 
 @pytest.mark.parametrize("seq", [-1, 10**keys.SEQ_DIGITS])
 def test_a_seq_that_does_not_fit_is_refused(seq: int) -> None:
-    with pytest.raises(InvalidObjectKeyError, match="12 digits"):
+    with pytest.raises(InvalidObjectKeyError, match="19 digits"):
         keys.snapshot_key(_RUN, seq)
 
 
