@@ -61,8 +61,10 @@ class Supervisor:
         """Run until SIGTERM or SIGINT, then stop everything; a second signal does not wait for running work."""
         with self._signals():
             while not self._is_over():
+                for child in self.children:
+                    child.poll_ready()
                 self._start_due()
-                self._poll_ready()
+                self._announce()
                 for key, _ in self._selector.select(self._timeout_s()):
                     key.data()
                 self._reap()
@@ -91,9 +93,7 @@ class Supervisor:
         self._selector.register(child.process.stdout, selectors.EVENT_READ, lambda: self._read(child))
         self._write_table()
 
-    def _poll_ready(self) -> None:
-        for child in self.children:
-            child.poll_ready()
+    def _announce(self) -> None:
         if not self._announced and not self._stopping and all(child.ready for child in self.children):
             self._announced = True
             self._on_ready()

@@ -1,0 +1,144 @@
+"""`piecework serve` as a person sees it: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Service, is_alive, run, run_json, wait_until
+
+pytestmark = pytest.mark.processes
+
+ROLES = {"supervisor", "broker", "api", "worker", "scheduler"}
+
+
+def test_first_start_shows_a_key_that_works(service: Service) -> None:
+    # given a service that has just been started for the first time
+    shown = re.search(r"export TINKER_BASE_URL=(\S+)\s+export TINKER_API_KEY=(tml-\S+)", service.output)
+
+    # then it has shown its address and a key, and the key lets one in
+    assert shown is not None
+    assert shown[1] in service.output.partition("ready:")[2]
+    assert service.get("/api/v1/get_server_capabilities", shown[2]) == 200
+    assert service.get("/api/v1/get_server_capabilities", "tml-wrong") == 401
+
+
+def test_service_without_base_model_runs_and_says_how_to_add_one(service: Service) -> None:
+    assert service.is_healthy()
+    assert "piecework models add" in service.output
+
+
+def test_key_made_while_the_service_runs_works_at_once(service: Service) -> None:
+    # given an account and a key made beside the running service
+    run_json(service.data_dir, "accounts", "create", "beside")
+    key = run_json(service.data_dir, "keys", "create", "--account", "beside")["api_key"]
+
+    # then the key lets one in
+    assert service.get("/api/v1/get_server_capabilities", key) == 200
+
+
+def test_status_names_every_process(service: Service) -> None:
+    # when the status is asked for
+    status = run_json(service.data_dir, "status")
+
+    # then every role has a process that lives
+    assert {one["role"] for one in status["processes"]} == ROLES
+    assert all(is_alive(one["pid"]) for one in status["processes"])
+    assert set(status) == {"processes", "queue_depth", "base_models"}
+    assert status["queue_depth"] == 0
+    assert status["base_models"] == []
+
+
+def test_second_service_on_the_same_data_directory_is_refused(service: Service) -> None:
+    # when another one is started
+    refused = run(service.data_dir, "serve", "--port", "0")
+
+    # then it says in one line who holds the directory, and the first one is as it was
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Error: another `piecework serve`")
+    assert str(service.process.pid) in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert service.is_healthy()
+
+
+@pytest.mark.parametrize("role", ["worker", "scheduler", "broker", "api"])
+def test_killed_process_is_replaced_at_once(service: Service, role: str) -> None:
+    # given
+    wait_until(lambda: set(service.pids()) == ROLES, "all processes run")
+    before = service.pids()[role]
+
+    # when
+    os.kill(before, signal.SIGKILL)
+    killed_at = time.monotonic()
+    wait_until(lambda: service.pids().get(role, before) != before, f"a new {role}", timeout_s=10)
+
+    # then its successor starts in less than a second, and the service answers again
+    assert time.monotonic() - killed_at < 1.0
+    wait_until(service.is_healthy, "the service is healthy again")
+    assert f"pid {before}) was ended by SIGKILL" in service.output
+
+
+def test_sigterm_leaves_nothing_running(own_service: Service) -> None:
+    # given
+    pids = own_service.pids()
+
+    # when
+    own_service.process.send_signal(signal.SIGTERM)
+
+    # then it ends well, and so do its processes
+    assert own_service.process.wait(30) == 0
+    assert not [role for role, pid in pids.items() if is_alive(pid)]
+    assert run_json(own_service.data_dir, "status")["processes"] == []
+
+
+def test_killed_supervisor_leaves_nothing_running_and_the_next_start_shows_no_key(own_service: Service) -> None:
+    # given
+    pids = own_service.pids()
+
+    # when
+    own_service.process.kill()
+    own_service.process.wait(10)
+
+    # then its processes die with it
+    wait_until(lambda: not any(map(is_alive, pids.values())), "the processes are gone", timeout_s=5)
+
+    # when it is started again
+    again = Service(own_service.data_dir)
+    try:
+        again.wait_until_ready()
+
+        # then the key is not shown a second time
+        assert "tml-" not in again.output
+        assert "was shown when it was made" in again.output
+    finally:
+        again.end()
+
+
+def test_data_directory_with_a_path_too_long_for_a_socket_is_served(tmp_path: Path) -> None:
+    # given a directory whose path alone is longer than the kernel allows a socket
+    long = tmp_path / ("d" * 120)
+    service = Service(long)
+    try:
+        # then the service runs nevertheless
+        service.wait_until_ready()
+        assert service.is_healthy()
+    finally:
+        service.end()
+
+
+def test_taken_port_is_refused_in_one_line(service: Service, tmp_path: Path) -> None:
+    # given
+    port = service.output.partition("ready: http://127.0.0.1:")[2].split()[0]
+
+    # when
+    refused = run(tmp_path, "serve", "--port", port)
+
+    # then
+    assert refused.returncode == 1
+    assert "choose another --port" in refused.stderr
+    assert refused.stderr.count("\n") == 1

@@ -1,0 +1,156 @@
+"""The supervisor with children that are no parts of piecework: order, restarts, ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from api.cli.child import ChildSpec
+from api.cli.supervisor import Supervisor
+from tests.cli.conftest import is_alive, wait_until
+
+pytestmark = pytest.mark.processes
+
+
+class Run:
+    """One run of a supervisor in this process, which `meanwhile` watches from a thread and then ends."""
+
+    def __init__(self, tmp_path: Path, specs: Sequence[ChildSpec], *, grace_s: float = 5.0) -> None:
+        self.said: list[str] = []
+        self.errors: list[BaseException] = []
+        self.ready = threading.Event()
+        self.supervisor = Supervisor(
+            tmp_path, specs, url="http://x", grace_s=grace_s, say=self.said.append, on_ready=self.ready.set
+        )
+
+    def pids(self) -> list[int | None]:
+        """Of the children, in order."""
+        return [child.pid for child in self.supervisor.children]
+
+    def during(self, meanwhile: Callable[[], None]) -> None:
+        """Run the supervisor; signals need the main thread."""
+
+        def watch() -> None:
+            try:
+                assert self.ready.wait(20)
+                meanwhile()
+            except BaseException as error:
+                self.errors.append(error)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        self.supervisor.run()
+        watcher.join()
+        if self.errors:
+            raise self.errors[0]
+
+
+def sleeper(role: str, **more: object) -> ChildSpec:
+    """A child that does nothing, for a long time."""
+    return ChildSpec(role, role, ("sleep", "1000"), **more)  # type: ignore[arg-type]
+
+
+def script(role: str, code: str) -> ChildSpec:
+    """A child that runs Python."""
+    return ChildSpec(role, role, (sys.executable, "-c", code))
+
+
+def test_dead_child_is_replaced_and_its_death_told(tmp_path: Path) -> None:
+    # given a child with an environment of its own for each start
+    numbers = iter(range(100))
+    told: list[str] = []
+    spec = sleeper(
+        "worker",
+        make_environment=lambda: {"NUMBER": str(next(numbers))},
+        on_death=lambda environment: told.append(environment["NUMBER"]),
+    )
+    run = Run(tmp_path, [spec])
+
+    def kill_it() -> None:
+        (before,) = run.pids()
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: run.pids()[0] not in (None, before), "a new child", timeout_s=1)
+        wait_until(lambda: told == ["0"], "the death is told with the environment that died", timeout_s=1)
+
+    # when it is killed, then another takes its place
+    run.during(kill_it)
+    assert run.pids() == [None]
+
+
+def test_children_wait_for_the_broker(tmp_path: Path) -> None:
+    # given a broker that is not ready before we say so
+    open_door = threading.Event()
+    run = Run(tmp_path, [sleeper("broker", is_ready=open_door.is_set), sleeper("worker")])
+    seen: list[int | None] = []
+
+    def open_later() -> None:
+        wait_until(lambda: run.pids()[0] is not None, "the broker runs")
+        seen.append(run.pids()[1])
+        open_door.set()
+
+    opener = threading.Thread(target=open_later)
+    opener.start()
+
+    # when it becomes ready, then the worker starts, and not before
+    run.during(lambda: wait_until(lambda: run.pids()[1] is not None, "the worker runs"))
+    opener.join()
+    assert seen == [None]
+
+
+def test_child_that_ignores_its_end_is_killed_after_the_grace(tmp_path: Path) -> None:
+    # given
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)"
+    stubborn = f"import signal, time; {deaf}; time.sleep(1000)"
+    run = Run(tmp_path, [script("worker", stubborn)], grace_s=0.3)
+    pids: list[int] = []
+
+    def until_deaf() -> None:
+        log = tmp_path / "logs" / "worker.log"
+        wait_until(lambda: log.read_text() == "deaf\n", "it ignores SIGTERM")
+        pids.extend(pid for pid in run.pids() if pid is not None)
+
+    # when
+    run.during(until_deaf)
+
+    # then
+    assert pids
+    assert not is_alive(pids[0])
+
+
+def test_child_that_cannot_start_is_tried_ever_more_rarely_and_says_why(tmp_path: Path) -> None:
+    # given
+    run = Run(tmp_path, [script("api", "import sys; sys.exit('no such database')")])
+    began = time.monotonic()
+
+    # when
+    run.during(lambda: wait_until(lambda: any("in 0.2 s" in line for line in run.said), "it waits longer"))
+
+    # then
+    assert any(line.endswith("| no such database") for line in run.said)
+    assert sum("ended with code 1" in line for line in run.said) <= 2 + 10 * (time.monotonic() - began)
+
+
+def test_error_lines_reach_the_console_and_everything_the_log(tmp_path: Path) -> None:
+    # given
+    lines = ['{"level": "info", "event": "fine"}', '{"level": "error", "event": "broken"}']
+    run = Run(
+        tmp_path,
+        [script("api", f"import time; print({lines[0]!r}); print({lines[1]!r}, flush=True); time.sleep(1000)")],
+    )
+
+    # when
+    run.during(lambda: wait_until(lambda: any("broken" in line for line in run.said), "the error is shown"))
+
+    # then
+    assert not any("fine" in line for line in run.said)
+    assert (tmp_path / "logs" / "api.log").read_text().splitlines() == lines
