@@ -1,0 +1,186 @@
+"""Everything that training changes in a run: adapter, accumulated gradients, Adam's moments, step.
+
+Two forms on storage, both safetensors, nothing pickled. A *snapshot* holds all of it, flat, to go on exactly where it
+was taken. A *checkpoint* holds the adapter under PEFT's names and the optimizer's state beside it, and no gradients.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from jobs.operations import LoraConfig
+from worker.engine.adapter import Adapter, Factors, Layout
+from worker.engine.adapter_file import write_adapter
+from worker.engine.base_model import BaseModel
+from worker.engine.errors import UnreadableStateError
+from worker.engine.files import FORMAT_VERSION, check_metadata, read_tensors, write_tensors
+
+SNAPSHOT, CHECKPOINT = "piecework-snapshot", "piecework-checkpoint"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class RunState:
+    """State of one run, on the base model's device.
+
+    Attributes:
+        base_model_name: what it is trained on.
+        lora: what is adapted, and how.
+        adapter: the weights.
+        gradients: accumulated since the last optimizer step.
+        exp_avg, exp_avg_sq: Adam's moments, laid out as the adapter.
+        step: optimizer steps taken.
+        num_accumulated: `forward_backward` operations whose gradients are accumulated.
+    """
+
+    def __init__(self, base_model_name: str, adapter: Adapter) -> None:
+        """State of a run that has these weights and has done nothing yet."""
+        self.base_model_name = base_model_name
+        self.lora = adapter.lora
+        self.adapter = adapter
+        device, layout = adapter.flat.device, adapter.layout
+        self.gradients = Factors.zeros(layout, device)
+        self.exp_avg = Factors.zeros(layout, device)
+        self.exp_avg_sq = Factors.zeros(layout, device)
+        self.step = 0
+        self.num_accumulated = 0
+
+    @classmethod
+    def create(cls, base_model: BaseModel, lora: LoraConfig) -> RunState:
+        """State of a new run, drawn from `lora.seed`.
+
+        Raises:
+            UnsupportedAdapterError: the base model has no such adapter.
+        """
+        return cls(base_model.name, Adapter.create(base_model.layout(lora), lora, base_model.device))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all buffers, in bytes."""
+        return 4 * self.adapter.nbytes
+
+    def clear_gradients(self) -> None:
+        """Forget what has accumulated."""
+        self.gradients.flat.zero_()
+        self.num_accumulated = 0
+
+    def serialize(self) -> bytes:
+        """The snapshot: everything, bit for bit; buffers that are zero by nature are left out."""
+        tensors = {"weights": self.adapter.flat}
+        if self.num_accumulated:
+            tensors["gradients"] = self.gradients.flat
+        if self.step:
+            tensors |= {"exp_avg": self.exp_avg.flat, "exp_avg_sq": self.exp_avg_sq.flat}
+        metadata = {**_identity(SNAPSHOT, self.base_model_name, self.lora, self.adapter.layout), **self._counters()}
+        return write_tensors({name: tensor.cpu() for name, tensor in tensors.items()}, metadata)
+
+    @classmethod
+    def deserialize(cls, base_model: BaseModel, lora: LoraConfig, data: bytes) -> RunState:
+        """The state that `serialize` gave the bytes of.
+
+        Raises:
+            UnreadableStateError: damaged, or of another base model or adapter configuration.
+        """
+        tensors, metadata = read_tensors(data)
+        layout = base_model.layout(lora)
+        check_metadata(metadata, _identity(SNAPSHOT, base_model.name, lora, layout))
+        state = cls(base_model.name, Adapter(layout, _zeros(layout, base_model), lora))
+        state._read_counters(metadata)
+        buffers = {"weights": state.adapter}
+        if state.num_accumulated:
+            buffers["gradients"] = state.gradients  # type: ignore[assignment]
+        if state.step:
+            buffers |= {name: getattr(state, name) for name in _MOMENTS}
+        if set(tensors) != set(buffers):
+            raise UnreadableStateError(f"snapshot holds {sorted(tensors)}, not {sorted(buffers)}")
+        for name, buffer in buffers.items():
+            _copy_flat(name, buffer, tensors[name])
+        return state
+
+    def checkpoint_bytes(self) -> bytes:
+        """The checkpoint: LoRA tensors by PEFT's names, and the optimizer's state under `optimizer.…`."""
+        tensors = self.adapter.to_peft_tensors()
+        for name in _MOMENTS:
+            moments: Factors = getattr(self, name)
+            tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in moments.to_peft_tensors().items()}
+        metadata = {**_identity(CHECKPOINT, self.base_model_name, self.lora, self.adapter.layout), **self._counters()}
+        return write_tensors(tensors, metadata)
+
+    @classmethod
+    def from_checkpoint(cls, base_model: BaseModel, lora: LoraConfig, data: bytes, *, with_optimizer: bool) -> RunState:
+        """State of a run that starts from a checkpoint; no gradients are accumulated.
+
+        Args:
+            base_model: on which the checkpoint was trained.
+            lora: the run's configuration; only its seed may differ from the checkpoint's.
+            data: of a checkpoint, or without the optimizer of sampler weights.
+            with_optimizer: take over moments and step; otherwise they start at zero.
+
+        Raises:
+            UnreadableStateError: damaged, of another base model or adapter, or without an optimizer's state.
+        """
+        tensors, metadata = read_tensors(data)
+        if metadata.get("base_model", base_model.name) != base_model.name:
+            raise UnreadableStateError(
+                f"checkpoint was trained on {metadata['base_model']!r}, this run trains {base_model.name!r}"
+            )
+        _check_alpha(metadata, lora)
+        layout = base_model.layout(lora)
+        weights = {key: tensor for key, tensor in tensors.items() if not key.startswith("optimizer.")}
+        state = cls(base_model.name, Adapter.from_peft(layout, lora, weights, base_model.device))
+        if with_optimizer:
+            if metadata.get("kind") != CHECKPOINT:
+                raise UnreadableStateError(
+                    "checkpoint holds no optimizer state; load it without the optimizer, or name one of save_state"
+                )
+            for name in _MOMENTS:
+                prefix = f"optimizer.{name}."
+                moments = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+                getattr(state, name).copy_from_peft_tensors(moments)
+            state._read_counters({**metadata, "num_accumulated": "0"})
+        return state
+
+    def sampler_files(self) -> dict[str, bytes]:
+        """Files of the adapter as `peft` loads them: `adapter_config.json` and `adapter_model.safetensors`."""
+        return write_adapter(self.adapter, self.base_model_name)
+
+    def _counters(self) -> dict[str, str]:
+        return {"step": str(self.step), "num_accumulated": str(self.num_accumulated)}
+
+    def _read_counters(self, metadata: dict[str, str]) -> None:
+        try:
+            self.step, self.num_accumulated = int(metadata["step"]), int(metadata["num_accumulated"])
+        except (KeyError, ValueError) as error:
+            raise UnreadableStateError("stored state does not say its step; it is damaged") from error
+
+
+def _identity(kind: str, base_model_name: str, lora: LoraConfig, layout: Layout) -> dict[str, str]:
+    return {
+        "kind": kind,
+        "version": FORMAT_VERSION,
+        "base_model": base_model_name,
+        "lora": json.dumps(asdict(lora), sort_keys=True),
+        "layout": json.dumps(layout.describe(), sort_keys=True),
+    }
+
+
+def _check_alpha(metadata: dict[str, str], lora: LoraConfig) -> None:
+    stored = json.loads(metadata["lora"]) if "lora" in metadata else {}
+    for name in ("rank", "alpha"):
+        if name in stored and stored[name] != getattr(lora, name):
+            raise UnreadableStateError(f"checkpoint has LoRA {name} {stored[name]}, this run has {getattr(lora, name)}")
+
+
+def _zeros(layout: Layout, base_model: BaseModel) -> Tensor:
+    return torch.zeros(layout.numel, dtype=torch.float32, device=base_model.device)
+
+
+def _copy_flat(name: str, buffer: Factors, tensor: Tensor) -> None:
+    if tensor.shape != buffer.flat.shape or tensor.dtype != torch.float32:
+        raise UnreadableStateError(
+            f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, this run's is float32 {list(buffer.flat.shape)}"
+        )
+    buffer.flat.copy_(tensor)
