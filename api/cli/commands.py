@@ -10,18 +10,18 @@ import click
 from api.cli.errors import one_line
 
 COMMANDS = {
-    "serve": "api.cli.serve:serve",
-    "api": "api.cli.parts:api",
-    "worker": "api.cli.parts:worker",
-    "scheduler": "api.cli.parts:scheduler",
-    "models": "api.cli.models:models",
-    "accounts": "api.cli.accounts:accounts",
-    "keys": "api.cli.keys:keys",
-    "runs": "api.cli.runs:runs",
-    "ops": "api.cli.runs:ops",
-    "status": "api.cli.status:status",
-    "cost": "api.cli.cost:cost",
-    "doctor": "api.cli.doctor:doctor",
+    "serve": ("api.cli.serve:serve", "Run the whole service on this machine."),
+    "api": ("api.cli.parts:api", "Run one api process alone."),
+    "worker": ("api.cli.parts:worker", "Run one worker process alone."),
+    "scheduler": ("api.cli.parts:scheduler", "Run the scheduler alone."),
+    "models": ("api.cli.models:models", "Add, list and remove base models."),
+    "accounts": ("api.cli.accounts:accounts", "Create and list accounts."),
+    "keys": ("api.cli.keys:keys", "Create, list and revoke API keys."),
+    "runs": ("api.cli.runs:runs", "Show training runs."),
+    "ops": ("api.cli.runs:ops", "Show the operations of a training run."),
+    "status": ("api.cli.status:status", "Show processes, queue and base models."),
+    "cost": ("api.cli.cost:cost", "Show usage and what it costs."),
+    "doctor": ("api.cli.doctor:doctor", "Check what is reachable, and say what to change."),
 }
 
 
@@ -36,9 +36,14 @@ class LazyGroup(click.Group):
         """Import the command."""
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Names and short helps, without importing a command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what the user can mend is said in one line."""

@@ -110,10 +110,11 @@ def _check_name_free(storage: Storage, name: str) -> None:
 def _store(storage: Storage, source: ModelSource, facts: ModelFacts) -> Mapping[str, StoredFile]:
     """Stream the files into the object store, each announced before."""
     token, owner = keys.new_token(), Path(source.name).name[-_OWNER_MAX:] or "model"
+    num_bytes = sum(facts.files.values())
     stored: dict[str, StoredFile] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("storing", total=sum(facts.files.values()))
+        bar = progress.add_task("storing", total=num_bytes)
         for filename, size in facts.files.items():
             key = keys.base_model_key(owner, filename, token=token)
             with storage.database.begin() as tx:
@@ -121,9 +122,7 @@ def _store(storage: Storage, source: ModelSource, facts: ModelFacts) -> Mapping[
                 expires_at = now + timedelta(seconds=storage.settings.upload_expiry_s)
                 uploads.announce(tx, key, now=now, expires_at=expires_at)
             progress.update(bar, description=f"storing {filename}")
-            with progress.wrap_file(
-                (source.directory / filename).open("rb"), task_id=bar, total=sum(facts.files.values())
-            ) as file:
+            with progress.open(source.directory / filename, "rb", task_id=bar, total=num_bytes) as file:
                 storage.objects.put(key, file, size_bytes=size)
             stored[filename] = StoredFile(key, size)
     return stored

@@ -1,0 +1,195 @@
+"""Accounts, keys, cost, status and doctor without a running service."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from api.cli import doctor, process_table
+from api.cli.commands import COMMANDS, piecework
+from api.cli.cost import parse_since
+from api.cli.dead_worker import release
+from api.cli.errors import CliError
+from storage import accounts, leases, runs
+from storage.migrate import migrate
+from storage.open import open_storage
+from storage.settings import StorageSettings
+
+
+def run(data_dir: Path, *arguments: str, **environment: str) -> Result:
+    """Run a command in this process."""
+    clean: dict[str, str | None] = {name: None for name in os.environ if name.startswith("PIECEWORK_")}
+    return CliRunner().invoke(piecework, [*arguments, "--data-dir", str(data_dir)], env={**clean, **environment})
+
+
+def run_json(data_dir: Path, *arguments: str) -> Any:
+    """What a command that must succeed prints for programs."""
+    done = run(data_dir, *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    shown = CliRunner().invoke(piecework, [command, "--help"])
+    assert shown.exit_code == 0
+    assert len(shown.output.splitlines()) > 5
+
+
+def test_key_is_shown_once_and_stored_as_a_hash(tmp_path: Path) -> None:
+    # given
+    run_json(tmp_path, "accounts", "create", "ada")
+
+    # when
+    key = run_json(tmp_path, "keys", "create", "--account", "ada")["api_key"]
+
+    # then it is one that the SDK takes, and nothing in the data directory holds it
+    assert key.startswith("tml-")
+    assert key not in run(tmp_path, "keys", "list").output
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+
+
+def test_revoked_key_is_found_no_more(tmp_path: Path) -> None:
+    # given
+    run_json(tmp_path, "accounts", "create", "ada")
+    key = run_json(tmp_path, "keys", "create", "--account", "ada")["api_key"]
+    (row,) = run_json(tmp_path, "keys", "list")["keys"]
+
+    # when
+    assert run_json(tmp_path, "keys", "revoke", str(row["id"])) == {"revoked": row["id"]}
+
+    # then
+    storage = open_storage(StorageSettings(data_dir=tmp_path))
+    with storage.database.read() as tx:
+        assert accounts.find_key(tx, key) is None
+    storage.close()
+    assert run_json(tmp_path, "keys", "list")["keys"][0]["revoked_at"]
+
+
+def test_unknown_and_repeated_names_are_refused_in_one_line(tmp_path: Path) -> None:
+    run_json(tmp_path, "accounts", "create", "ada")
+    for arguments, says in (
+        (["accounts", "create", "ada"], "there is an account 'ada' already"),
+        (["keys", "create", "--account", "eve"], "there is no account 'eve' (accounts: ada)"),
+        (["keys", "revoke", "99"], "there is no key 99"),
+        (["cost", "--account", "eve"], "eve"),
+        (["cost", "--since", "yesterday"], "--since 'yesterday' is no time"),
+        (["ops", "no-such-run"], "no-such-run"),
+    ):
+        refused = run(tmp_path, *arguments)
+        assert refused.exit_code == 1, arguments
+        assert says in refused.output
+        assert refused.output.count("\n") == 1
+
+
+def test_cost_of_nothing_is_nothing(tmp_path: Path) -> None:
+    report = run_json(tmp_path, "cost", "--since", "24h")
+    assert report == {
+        "currency": "USD",
+        "rows": [],
+        "total": {"operations": 0, "device_seconds": "0", "cost": "0"},
+    }
+
+
+def test_times_are_read_as_days_moments_and_ages() -> None:
+    now = datetime(2026, 5, 2, 12, tzinfo=UTC)
+    assert parse_since("90m", now=now) == now - timedelta(minutes=90)
+    assert parse_since("2026-05-01", now=now) == datetime(2026, 5, 1, tzinfo=UTC)
+    assert parse_since("2026-05-01T10:00:00+02:00", now=now) == datetime(2026, 5, 1, 8, tzinfo=UTC)
+    with pytest.raises(CliError, match="is no time"):
+        parse_since("soon", now=now)
+
+
+def test_status_shows_only_processes_that_still_run(tmp_path: Path) -> None:
+    # given a table with a process that runs, and one whose number now belongs to another program
+    ours = process_table.entry("supervisor", os.getpid())
+    assert ours is not None
+    stale = process_table.ProcessEntry("worker", os.getppid(), created_at=1.0)
+    process_table.write(tmp_path, "http://x", [ours, stale])
+
+    # then
+    assert run_json(tmp_path, "status")["processes"] == [{"role": "supervisor", "pid": os.getpid()}]
+
+
+def test_everything_of_a_dead_worker_is_freed(tmp_path: Path) -> None:
+    # given a run whose lease a worker holds
+    storage = open_storage(StorageSettings(data_dir=tmp_path))
+    database = storage.database
+    migrate(database)
+    with database.begin() as tx:
+        now = database.now(tx)
+        account = accounts.create_account(tx, "ada", now=now)
+        session = runs.create_session(
+            tx,
+            account_id=account.id,
+            project_id=None,
+            api_key_id=None,
+            idempotency_key=None,
+            tags=[],
+            user_metadata={},
+            display_name=None,
+            sdk_version="0.38.0",
+            now=now,
+        )
+        run_ = runs.create_run(
+            tx,
+            account_id=account.id,
+            session_id=session.id,
+            model_seq_id=0,
+            base_model="m",
+            lora={},
+            optimizer="adamw",
+            user_metadata={},
+            now=now,
+        )
+        lease = leases.acquire(tx, run_.id, worker_id="dead", now=now, expires_at=now + timedelta(hours=1))
+
+    # when
+    freed, num_samples = release(database, "dead")
+
+    # then another worker may have it, and the dead one's epoch counts no more
+    assert (list(freed), num_samples) == ([run_.id], 0)
+    with database.begin() as tx:
+        assert leases.find_holder(tx, run_.id, now=now) is None
+        assert not leases.is_held(tx, lease)
+    storage.close()
+
+
+def test_doctor_names_what_cannot_be_reached_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given servers that do not exist
+    environment = {
+        "PIECEWORK_DATABASE_URL": "postgresql+psycopg://bob:hunter2@127.0.0.1:1/x",
+        "PIECEWORK_BROKER_URL": "redis://:hunter2@127.0.0.1:1/0",
+        "PIECEWORK_OBJECT_STORE_URL": "s3://bob:hunter2@127.0.0.1:1/bucket?secure=false&retries=0",
+    }
+
+    monkeypatch.setattr(doctor, "_device", lambda: doctor.Finding("device", "ok", "not asked"))
+
+    # when
+    told = run(tmp_path, "doctor", "--json", **environment)
+
+    # then
+    assert told.exit_code == 1
+    states = {finding["what"]: finding["state"] for finding in json.loads(told.stdout)["findings"]}
+    assert {what for what, state in states.items() if state == "fail"} >= {"database", "broker", "object store"}
+    assert "hunter2" not in told.output
+
+
+def test_doctor_finds_nothing_wrong_with_a_fresh_directory(tmp_path: Path) -> None:
+    told = run(tmp_path, "doctor")
+    assert told.exit_code == 0, told.output
+    assert "FAIL" not in told.output
+
+
+def test_wrong_setting_is_named(tmp_path: Path) -> None:
+    refused = run(tmp_path, "status", PIECEWORK_INLINE_BYTES_MAX="many")
+    assert refused.exit_code == 1
+    assert "PIECEWORK_INLINE_BYTES_MAX" in refused.output
