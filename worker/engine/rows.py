@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 _ROWS_MULTIPLE, _ROWS_REGULAR = 4, 12
 
 
