@@ -121,7 +121,8 @@ class Scheduler:
         """Choose what the next step does, and reserve room for it."""
         plan = StepPlan()
         active = list(self._active.values())
-        room = _Room(self._sequences_max - self._num_running(), self._tokens_max)
+        running = sum(len(request.running()) for request in active)
+        room = _Room(self._sequences_max - running, self._tokens_max)
         admitting = True  # once a request has to wait for room, nobody behind it is let past
         for age, request in enumerate(active):
             self._plan_decodes(plan, request, active[age:])
@@ -178,8 +179,9 @@ class Scheduler:
         return not request.has_waiting
 
     def _admit(self, plan: StepPlan, request: Request) -> bool:
-        """Reserve the whole prompt, leaving a block for every running sequence to grow into."""
-        if self._pool.num_missing(request.table, len(request.prompt)) + self._num_running() > self._pool.num_free:
+        """Reserve the whole prompt, leaving a block for every older sequence to grow into."""
+        missing = self._pool.num_missing(request.table, len(request.prompt))
+        if missing + self._num_running_until(request) > self._pool.num_free:
             return False
         plan.reserve(self._pool, request.table, len(request.prompt))
         self._active[request.request_id] = self._queue.pop(request.request_id, request)
@@ -190,7 +192,7 @@ class Scheduler:
         for sequence in request.sequences:
             if sequence.status is not Status.WAITING:
                 continue
-            if room.seats <= 0 or self._num_running() > self._pool.num_free:
+            if room.seats <= 0 or self._num_running_until(request) > self._pool.num_free:
                 return  # would be preempted at once
             sequence.status = Status.RUNNING
             sequence.table = self._pool.fork(request.table, len(request.prompt))
@@ -198,5 +200,11 @@ class Scheduler:
             room.seats -= 1
         self._pool.release(request.table)
 
-    def _num_running(self) -> int:
-        return sum(len(request.running()) for request in self._active.values())
+    def _num_running_until(self, last: Request) -> int:
+        """Running sequences of the active requests up to `last`: those that it cannot preempt."""
+        total = 0
+        for request in self._active.values():
+            total += len(request.running())
+            if request is last:
+                break
+        return total

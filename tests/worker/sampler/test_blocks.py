@@ -47,7 +47,7 @@ def test_a_reservation_that_does_not_fit_changes_nothing() -> None:
     pool.reserve(table, 1)
 
     # when more is wanted than there is
-    with pytest.raises(OutOfBlocksError, match="2 blocks .* are wanted, 1 are free"):
+    with pytest.raises(OutOfBlocksError, match=r"2 blocks .* are wanted, 1 are free"):
         pool.reserve(table, 2 * BLOCK_TOKENS + 1)
 
     # then the table and the pool are as before
