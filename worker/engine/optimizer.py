@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from jobs.operations import Failure, OptimStep, OptimStepOutcome
@@ -37,16 +38,42 @@ def optim_step(state: RunState, params: OptimStep) -> OptimStepOutcome | Failure
             "Look for extreme weights or advantages in the data"
         )
     scale = min(1.0, params.grad_clip_norm / (norm + 1e-6)) if params.grad_clip_norm > 0 else 1.0
-    weights, exp_avg, exp_avg_sq = (
-        buffer.clone() for buffer in (state.adapter.flat, state.exp_avg.flat, state.exp_avg_sq.flat)
-    )
+    buffers = (state.adapter.flat, state.exp_avg.flat, state.exp_avg_sq.flat)
+    stepped = _stepped(buffers, gradients * scale if scale < 1.0 else gradients, state.step, params)
+    state.clear_gradients()
+    if stepped is None:
+        return Failure(
+            "optim_step: the step would make weights that are not finite; they were kept and the gradients cleared. "
+            "Lower adam_params.learning_rate or raise adam_params.eps"
+        )
+    for buffer, new in zip(buffers, stepped, strict=True):
+        buffer.copy_(new)
+    state.step += 1
+    metrics = {
+        "grad_norm": norm,
+        "clipped": float(scale < 1.0),
+        "step": float(state.step),
+        "learning_rate": params.learning_rate,
+    }
+    return OptimStepOutcome(metrics)
+
+
+def _stepped(
+    buffers: tuple[Tensor, Tensor, Tensor], gradients: Tensor, step: int, params: OptimStep
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Weights and both moments after the step, as new tensors; None if one of them would not be finite."""
+    # torch refuses factors beyond fp32 with an error of its own
+    largest = max(params.learning_rate / (1 - params.beta1), params.learning_rate * params.weight_decay, params.eps)
+    if largest > torch.finfo(torch.float32).max:
+        return None
+    weights, exp_avg, exp_avg_sq = (buffer.clone() for buffer in buffers)
     adamw(
         [weights],
-        [gradients * scale if scale < 1.0 else gradients],
+        [gradients],
         [exp_avg],
         [exp_avg_sq],
         [],
-        [torch.tensor(float(state.step))],
+        [torch.tensor(float(step))],
         foreach=False,
         amsgrad=False,
         beta1=params.beta1,
@@ -56,20 +83,5 @@ def optim_step(state: RunState, params: OptimStep) -> OptimStepOutcome | Failure
         eps=params.eps,
         maximize=False,
     )
-    state.clear_gradients()
-    if not all(bool(torch.isfinite(buffer).all()) for buffer in (weights, exp_avg, exp_avg_sq)):
-        return Failure(
-            "optim_step: the step would make weights that are not finite; they were kept and the gradients cleared. "
-            "Lower adam_params.learning_rate or raise adam_params.eps"
-        )
-    state.adapter.flat.copy_(weights)
-    state.exp_avg.flat.copy_(exp_avg)
-    state.exp_avg_sq.flat.copy_(exp_avg_sq)
-    state.step += 1
-    metrics = {
-        "grad_norm": norm,
-        "clipped": float(scale < 1.0),
-        "step": float(state.step),
-        "learning_rate": params.learning_rate,
-    }
-    return OptimStepOutcome(metrics)
+    finite = all(bool(torch.isfinite(buffer).all()) for buffer in (weights, exp_avg, exp_avg_sq))
+    return (weights, exp_avg, exp_avg_sq) if finite else None
