@@ -19,7 +19,8 @@ from storage.errors import InvalidObjectKeyError, ObjectStoreRefusedError
 from storage.keys import check_key
 from storage.local import LocalObjectStore
 from storage.objects import ObjectStore
-from storage.s3 import S3Location, S3ObjectStore
+from storage.s3 import S3ObjectStore
+from storage.s3_client import S3Location
 
 ACCESS_KEY_VARIABLE = "PIECEWORK_S3_ACCESS_KEY"
 SECRET_KEY_VARIABLE = "PIECEWORK_S3_SECRET_KEY"  # noqa: S105, the name of a variable

@@ -9,15 +9,11 @@ import io
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-import certifi
-import urllib3
-from minio import Minio
 from minio.datatypes import Object
 from minio.deleteobjects import DeleteError, DeleteObject
 from minio.error import MinioException, S3Error
@@ -28,47 +24,13 @@ from storage.atomic_file import whole_file
 from storage.errors import ObjectNotFoundError, ObjectStoreRefusedError, ObjectStoreUnavailableError, StorageError
 from storage.keys import check_key, check_prefix
 from storage.objects import CHUNK_BYTES, ObjectInfo, check_expires, check_range, check_size
+from storage.s3_client import S3Location, make_client, make_pool
 
 PART_BYTES = 16 << 20  # of a multipart put; S3 takes 10,000 parts, so larger ones beyond 160 GB
 _NUM_PARTS_MAX = 10_000
-_NUM_CONNECTIONS = 32
 _NUM_RESUMES = 5
 _TRANSIENT_STATUSES = frozenset({408, 409, 429})
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "OperationAborted", "NoSuchUpload"})
-
-
-@dataclass(frozen=True, slots=True)
-class S3Location:
-    """Where a bucket is and how to get in.
-
-    Attributes:
-        endpoint: `host` or `host:port`.
-        bucket: its name.
-        prefix: what all keys of ours begin with in the bucket, without slashes at its ends; may be empty.
-        access_key: name of the credential.
-        secret_key: its secret; never shown.
-        secure: whether over TLS.
-        region: of the bucket; most servers other than AWS ignore it.
-        create: whether to make the bucket when it is missing.
-        public_endpoint: URL of the same server as clients reach it, for signed URLs; default: `endpoint`.
-        signed_urls: whether clients may fetch from the server at all; otherwise the api serves objects itself.
-        num_retries: how often a request is repeated after a broken connection or a 5xx.
-    """
-
-    endpoint: str
-    bucket: str
-    prefix: str = ""
-    access_key: str = ""
-    secret_key: str = field(default="", repr=False)
-    secure: bool = True
-    region: str = "us-east-1"
-    create: bool = False
-    public_endpoint: str | None = None
-    signed_urls: bool = True
-    num_retries: int = 4
-
-    def __str__(self) -> str:
-        return f"s3://{self.endpoint}/{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
 
 
 class S3ObjectStore:
@@ -84,12 +46,12 @@ class S3ObjectStore:
         self._location = location
         self._bucket = location.bucket
         self._start = f"{location.prefix}/" if location.prefix else ""
-        self._http = _pool(location)
-        self._client = _client(location, location.endpoint, secure=location.secure, pool=self._http)
+        self._http = make_pool(location)
+        self._client = make_client(location, location.endpoint, secure=location.secure, pool=self._http)
         self._signer = self._client
         if location.public_endpoint:
             public = urlsplit(location.public_endpoint)
-            self._signer = _client(location, public.netloc, secure=public.scheme == "https", pool=self._http)
+            self._signer = make_client(location, public.netloc, secure=public.scheme == "https", pool=self._http)
         if location.create:
             self._create_bucket()
 
@@ -300,34 +262,3 @@ class _ExactReader:
             raise ValueError(f"the stream ended {self._left} bytes before size_bytes={self._size_bytes}")
         self._left -= len(data)
         return data
-
-
-def _pool(location: S3Location) -> urllib3.PoolManager:
-    """Every request of ours may be repeated: objects are immutable, and deleting twice is deleting once."""
-    retries = urllib3.Retry(
-        total=location.num_retries,
-        backoff_factor=0.2,
-        backoff_jitter=0.2,
-        backoff_max=5,
-        status_forcelist=(500, 502, 503, 504),
-        allowed_methods=None,
-        raise_on_status=False,
-    )
-    return urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=5, read=60),
-        maxsize=_NUM_CONNECTIONS,
-        retries=retries,
-        cert_reqs="CERT_REQUIRED",
-        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
-    )
-
-
-def _client(location: S3Location, endpoint: str, *, secure: bool, pool: urllib3.PoolManager) -> Minio:
-    return Minio(
-        endpoint,
-        access_key=location.access_key or None,
-        secret_key=location.secret_key or None,
-        secure=secure,
-        region=location.region,
-        http_client=pool,
-    )
