@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -74,6 +74,7 @@ def publish(
         CheckpointExistsError: the name is taken and `overwrite` is not set.
         UploadGoneError: the weights were swept away; store them again.
     """
+    tx.execute(select(tables.run.c.id).where(tables.run.c.id == path.run).with_for_update())  # one at a time per run
     before = find(tx, path, now=now)
     if before is not None and not overwrite:
         raise CheckpointExistsError(f"{path} exists already; save under another name or with overwrite=True")
@@ -106,11 +107,13 @@ def find(tx: Connection, path: CheckpointPath, *, now: datetime) -> Checkpoint |
 
 
 def get(tx: Connection, path: CheckpointPath, *, now: datetime, reader: str) -> Checkpoint:
-    """A checkpoint that this account may read: its own, or a public one.
+    """A checkpoint that this account may read: its own, or a public one; it stays until the transaction ends.
 
     Raises:
         RowNotFoundError: there is none, it has expired, or it belongs to another account.
     """
+    if tx.dialect.name != "sqlite":  # whoever deletes it waits, and then sees what has come to refer to its weights
+        tx.execute(select(_table.c.id).where(_at(path)).with_for_update(read=True, key_share=True))
     checkpoint = find(tx, path, now=now)
     if checkpoint is None or (checkpoint.account_id != reader and not checkpoint.public):
         raise RowNotFoundError("checkpoint", str(path))
@@ -187,7 +190,12 @@ def _remove_row(tx: Connection, path: CheckpointPath) -> None:
     if row is None:
         return
     tx.execute(delete(_table).where(_table.c.id == row.id))
-    for key in {row.object_key, *(file["key"] for file in row.files.values())}:
+    release_unneeded(tx, [row.object_key, *(file["key"] for file in row.files.values())])
+
+
+def release_unneeded(tx: Connection, keys: Iterable[str]) -> None:
+    """Release those of these weights that no checkpoint, sampling session or operation refers to any more."""
+    for key in set(keys):
         if not _still_needed(tx, key):
             uploads.release(tx, key)
 

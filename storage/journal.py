@@ -18,9 +18,8 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Select, and_, exists, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from storage import ids, tables
+from storage import ids, rows, tables
 from storage.errors import ClaimLostError, RowNotFoundError
 from storage.payloads import Stored
 
@@ -37,6 +36,7 @@ class Status(StrEnum):
 
 FINAL = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 OPEN = (Status.QUEUED, Status.RUNNING)
+IDS_PER_QUERY = 1000
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,9 @@ def accept_training(
     """
     request_id = ids.training_request_id(run_id, seq)
     failures = tx.execute(select(tables.run.c.num_failures).where(tables.run.c.id == run_id)).scalar_one()
-    new = _insert(
+    new = rows.insert_if_absent(
         tx,
+        tables.operation,
         request_id=request_id,
         account_id=account_id,
         run_id=run_id,
@@ -150,8 +151,9 @@ def accept_sample(
 ) -> tuple[str, bool]:
     """Write down a sample; returns its request id and whether the row is new."""
     request_id = ids.sample_request_id(sampling_session_id, seq)
-    new = _insert(
+    new = rows.insert_if_absent(
         tx,
+        tables.operation,
         request_id=request_id,
         account_id=account_id,
         sampling_session_id=sampling_session_id,
@@ -164,11 +166,6 @@ def accept_sample(
         **_refusal_values(refusal, now),
     )
     return request_id, new
-
-
-def _insert(tx: Connection, **values: Any) -> bool:
-    dialect = sqlite if tx.dialect.name == "sqlite" else postgresql
-    return tx.execute(dialect.insert(tables.operation).values(**values).on_conflict_do_nothing()).rowcount == 1
 
 
 def _payload_values(payload: Stored) -> dict[str, Any]:
@@ -234,8 +231,12 @@ def next_in_order(tx: Connection, run_id: str, *, after_seq: int, limit: int) ->
 def finished_among(tx: Connection, request_ids: Iterable[str]) -> Sequence[str]:
     """Those of these request ids whose operation has an outcome."""
     table = tables.operation.c
-    query = select(table.request_id).where(table.request_id.in_(list(request_ids)), table.status.in_(FINAL))
-    return tx.execute(query).scalars().all()
+    asked, finished = list(request_ids), list[str]()
+    for first in range(0, len(asked), IDS_PER_QUERY):  # databases limit the parameters of a query
+        some = asked[first : first + IDS_PER_QUERY]
+        query = select(table.request_id).where(table.request_id.in_(some), table.status.in_(FINAL))
+        finished.extend(tx.execute(query).scalars())
+    return finished
 
 
 def failed_gradients(tx: Connection, run_id: str, *, before_seq: int) -> Sequence[tuple[int, int]]:
@@ -430,34 +431,40 @@ def stalled_runs(tx: Connection, *, now: datetime, accepted_before: datetime, li
 
 
 def gaps(tx: Connection, *, accepted_before: datetime, limit: int) -> Sequence[tuple[str, int, int]]:
-    """(run, first missing `seq`, next `seq` that is there) where later operations wait since `accepted_before`."""
+    """(run, first missing `seq`, next `seq` that is there) where later operations wait since `accepted_before`.
+
+    Only runs that have such an operation are looked at, and of those what lies between its state and that operation:
+    a place is missing if there are fewer rows than numbers.
+    """
     run, operation = tables.run, tables.operation
-    ahead = operation.alias("ahead")
-    last_present = (
-        select(func.max(operation.c.seq))
-        .where(
-            operation.c.run_id == run.c.id,
-            operation.c.seq > run.c.state_seq,
-            # every place between is filled: as many rows as numbers
-            operation.c.seq - run.c.state_seq
-            == select(func.count())
-            .where(ahead.c.run_id == run.c.id, ahead.c.seq > run.c.state_seq, ahead.c.seq <= operation.c.seq)
-            .scalar_subquery(),
-        )
-        .correlate(run)
+    waiting = (operation.c.status == Status.QUEUED) & (operation.c.accepted_at < accepted_before)
+    last = (
+        select(operation.c.run_id, func.max(operation.c.seq).label("seq"))
+        .where(waiting, operation.c.run_id.is_not(None))
+        .group_by(operation.c.run_id)
+        .subquery()
+    )
+    num_rows = (
+        select(func.count())
+        .where(operation.c.run_id == run.c.id, operation.c.seq > run.c.state_seq, operation.c.seq <= last.c.seq)
         .scalar_subquery()
     )
-    filled = func.coalesce(last_present, run.c.state_seq)
     query = (
-        select(run.c.id, filled + 1, func.min(operation.c.seq))
-        .join(operation, operation.c.run_id == run.c.id)
-        .where(
-            operation.c.status == Status.QUEUED, operation.c.accepted_at < accepted_before, operation.c.seq > filled + 1
-        )
-        .group_by(run.c.id, run.c.state_seq)
+        select(run.c.id)
+        .join(last, last.c.run_id == run.c.id)
+        .where(num_rows < last.c.seq - run.c.state_seq)
         .limit(limit)
     )
-    return [(run_id, first, present) for run_id, first, present in tx.execute(query)]
+    found: list[tuple[str, int, int]] = []
+    for run_id in tx.execute(query).scalars().all():
+        first = first_missing(tx, run_id)
+        if first is None:
+            continue  # it arrived meanwhile
+        after = select(func.min(operation.c.seq)).where(operation.c.run_id == run_id, operation.c.seq > first, waiting)
+        present = tx.execute(after).scalar_one()
+        if present is not None:
+            found.append((run_id, first, present))
+    return found
 
 
 def close_gap(tx: Connection, run_id: str, seq: int, *, error: str, now: datetime) -> bool:
@@ -492,8 +499,23 @@ def first_missing(tx: Connection, run_id: str) -> int | None:
 # -------------------------------------------------------------------------------------------------------------- ageing
 
 
-def expire_outcomes(tx: Connection, *, finished_before: datetime, limit: int) -> Sequence[str]:
-    """Forget outcomes that were kept long enough; returns the objects that nothing needs any more.
+@dataclass(frozen=True)
+class Expired:
+    """What `expire_outcomes` forgot.
+
+    Attributes:
+        outcomes: how many operations.
+        object_keys: their payloads and outcomes, which nothing needs any more.
+        loads_keys: weights that they had loaded; others may still need those.
+    """
+
+    outcomes: int
+    object_keys: Sequence[str]
+    loads_keys: Sequence[str]
+
+
+def expire_outcomes(tx: Connection, *, finished_before: datetime, limit: int) -> Expired:
+    """Forget outcomes that were kept long enough.
 
     Payloads and outcomes of a run's replay tail stay: they lie after its second-newest snapshot.
     """
@@ -507,7 +529,7 @@ def expire_outcomes(tx: Connection, *, finished_before: datetime, limit: int) ->
         .offset(1)
     )
     old = (
-        select(table.c.id, table.c.payload_key, table.c.outcome_key)
+        select(table.c.id, table.c.payload_key, table.c.outcome_key, table.c.loads_key)
         .where(table.c.finished_at < finished_before, table.c.expired.is_(False))
         .where(or_(table.c.run_id.is_(None), table.c.seq <= covered.correlate(table).scalar_subquery()))
         .limit(limit)
@@ -518,7 +540,11 @@ def expire_outcomes(tx: Connection, *, finished_before: datetime, limit: int) ->
         .where(table.c.id.in_([row.id for row in rows]))
         .values(expired=True, payload=None, payload_key=None, outcome=None, outcome_key=None)
     )
-    return [key for row in rows for key in (row.payload_key, row.outcome_key) if key is not None]
+    return Expired(
+        outcomes=len(rows),
+        object_keys=[key for row in rows for key in (row.payload_key, row.outcome_key) if key is not None],
+        loads_keys=[row.loads_key for row in rows if row.loads_key is not None],
+    )
 
 
 def _operations() -> Select[Any]:

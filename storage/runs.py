@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy import Connection, Select, func, select, update
 
-from storage import ids, tables
+from storage import ids, rows, tables
 from storage.errors import RowNotFoundError
 
 
@@ -98,28 +98,26 @@ def create_session(
 ) -> Session:
     """Open a session; the same idempotency key of an account gives the session it gave before."""
     table = tables.session
-    if idempotency_key is not None:
-        same = (table.c.account_id == account_id) & (table.c.idempotency_key == idempotency_key)
-        row = tx.execute(_sessions().where(same)).one_or_none()
-        if row is not None:
-            return Session(**row._mapping)
     session_id = ids.new_session_id()
-    tx.execute(
-        insert(table).values(
-            id=session_id,
-            account_id=account_id,
-            project_id=project_id,
-            api_key_id=api_key_id,
-            idempotency_key=idempotency_key,
-            tags=list(tags),
-            user_metadata=dict(user_metadata or {}),
-            display_name=display_name,
-            sdk_version=sdk_version,
-            created_at=now,
-            heartbeat_at=now,
-        )
+    new = rows.insert_if_absent(
+        tx,
+        table,
+        id=session_id,
+        account_id=account_id,
+        project_id=project_id,
+        api_key_id=api_key_id,
+        idempotency_key=idempotency_key,
+        tags=list(tags),
+        user_metadata=dict(user_metadata or {}),
+        display_name=display_name,
+        sdk_version=sdk_version,
+        created_at=now,
+        heartbeat_at=now,
     )
-    return get_session(tx, account_id, session_id)
+    if new:
+        return get_session(tx, account_id, session_id)
+    same = (table.c.account_id == account_id) & (table.c.idempotency_key == idempotency_key)
+    return Session(**tx.execute(_sessions().where(same)).one()._mapping)
 
 
 def get_session(tx: Connection, account_id: str, session_id: str) -> Session:
@@ -197,21 +195,21 @@ def create_run(
     user_metadata: Mapping[str, str] | None,
     now: datetime,
 ) -> Run:
-    """Add a run; its operation 0 is accepted beside it."""
+    """Add a run, or return the one that the same `model_seq_id` made before; operation 0 is accepted beside it."""
     run_id = ids.run_id(session_id, model_seq_id)
-    tx.execute(
-        insert(tables.run).values(
-            id=run_id,
-            account_id=account_id,
-            session_id=session_id,
-            model_seq_id=model_seq_id,
-            base_model=base_model,
-            lora=dict(lora),
-            optimizer=optimizer,
-            user_metadata=dict(user_metadata or {}),
-            created_at=now,
-            last_request_at=now,
-        )
+    rows.insert_if_absent(
+        tx,
+        tables.run,
+        id=run_id,
+        account_id=account_id,
+        session_id=session_id,
+        model_seq_id=model_seq_id,
+        base_model=base_model,
+        lora=dict(lora),
+        optimizer=optimizer,
+        user_metadata=dict(user_metadata or {}),
+        created_at=now,
+        last_request_at=now,
     )
     return get_run(tx, run_id, account_id=account_id)
 
@@ -265,22 +263,20 @@ def create_sampling_session(
 ) -> SamplingSession:
     """Add a sampling session, or return the one that the same `sampling_session_seq_id` made before."""
     sampling_id = ids.sampling_session_id(session_id, sampling_session_seq_id)
-    row = tx.execute(_sampling_sessions().where(tables.sampling_session.c.id == sampling_id)).one_or_none()
-    if row is None:
-        tx.execute(
-            insert(tables.sampling_session).values(
-                id=sampling_id,
-                account_id=account_id,
-                session_id=session_id,
-                sampling_session_seq_id=sampling_session_seq_id,
-                run_id=run_id,
-                base_model=base_model,
-                model_path=model_path,
-                object_key=object_key,
-                lora=None if lora is None else dict(lora),
-                created_at=now,
-            )
-        )
+    rows.insert_if_absent(
+        tx,
+        tables.sampling_session,
+        id=sampling_id,
+        account_id=account_id,
+        session_id=session_id,
+        sampling_session_seq_id=sampling_session_seq_id,
+        run_id=run_id,
+        base_model=base_model,
+        model_path=model_path,
+        object_key=object_key,
+        lora=None if lora is None else dict(lora),
+        created_at=now,
+    )
     return get_sampling_session(tx, sampling_id, account_id=account_id)
 
 

@@ -27,11 +27,12 @@ def sweep(database: Database, objects: ObjectStore, *, result_retention_s: float
         now = database.now(tx)
         before = now - timedelta(seconds=result_retention_s)
         expired = journal.expire_outcomes(tx, finished_before=before, limit=PAGE)
-        for key in expired:
+        for key in expired.object_keys:
             uploads.release(tx, key)
+        checkpoints.release_unneeded(tx, expired.loads_keys)
         gone = checkpoints.remove_expired(tx, now=now, limit=PAGE)
     with database.begin() as tx:
         keys = uploads.take_unwanted(tx, now=database.now(tx), limit=PAGE)
     if keys:
         objects.delete(keys)
-    return Swept(outcomes=len(expired), checkpoints=gone, objects=len(keys))
+    return Swept(outcomes=expired.outcomes, checkpoints=gone, objects=len(keys))
