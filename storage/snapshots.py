@@ -43,6 +43,8 @@ def add(
     """
     if not leases.is_held(tx, lease):
         raise LeaseLostError(lease.run_id, lease.epoch)
+    if any(known.seq == seq for known in newest_first(tx, lease.run_id)):
+        return  # an earlier try, whose commit's answer was lost, took effect; this upload expires
     uploads.reference(tx, object_key, size_bytes=size_bytes)
     tx.execute(
         insert(tables.snapshot).values(

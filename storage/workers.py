@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select, update
 
-from storage import tables
+from storage import rows, tables
 
 _table = tables.worker
 
@@ -35,8 +35,10 @@ class Worker:
 
 
 def register(tx: Connection, *, worker_id: str, host: str, pid: int, device: str, now: datetime) -> None:
-    """Note that a worker has started."""
-    tx.execute(insert(_table).values(id=worker_id, host=host, pid=pid, device=device, started_at=now, seen_at=now))
+    """Note that a worker has started; one that was given its id in the settings may start again."""
+    facts = {"host": host, "pid": pid, "device": device, "started_at": now, "seen_at": now}
+    if not rows.insert_if_absent(tx, _table, id=worker_id, **facts):
+        tx.execute(update(_table).where(_table.c.id == worker_id).values(**facts, stopped_at=None))
 
 
 def record_seen(tx: Connection, worker_id: str, *, now: datetime) -> None:
