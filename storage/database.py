@@ -59,8 +59,9 @@ class Database:
         try:
             with self.engine.begin() as tx:
                 yield tx
-        except sqlalchemy.exc.OperationalError as error:
-            raise DatabaseUnavailableError(self.url_without_password, str(error.orig)) from error
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
+            reason = getattr(error, "orig", None) or error  # a timeout is the pool's: all connections are in use
+            raise DatabaseUnavailableError(self.url_without_password, str(reason)) from error
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -69,8 +70,9 @@ class Database:
             with self.engine.connect() as connection:
                 yield connection.execution_options(piecework_read_only=True)
                 connection.rollback()
-        except sqlalchemy.exc.OperationalError as error:
-            raise DatabaseUnavailableError(self.url_without_password, str(error.orig)) from error
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
+            reason = getattr(error, "orig", None) or error  # a timeout is the pool's: all connections are in use
+            raise DatabaseUnavailableError(self.url_without_password, str(reason)) from error
 
     def now(self, tx: Connection) -> datetime:
         """The database's time: every process asks the same clock, so leases do not depend on theirs."""
