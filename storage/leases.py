@@ -89,7 +89,7 @@ def is_held(tx: Connection, lease: Lease) -> bool:
 def renew(tx: Connection, held: Sequence[Lease], *, expires_at: datetime) -> Sequence[str]:
     """Extend leases; returns the runs whose lease is still this worker's."""
     kept: list[str] = []
-    for lease in held:
+    for lease in sorted(held, key=lambda lease: lease.run_id):  # rows are always locked in this order: no deadlocks
         mine = update(_run).where(
             _run.c.id == lease.run_id, _run.c.lease_epoch == lease.epoch, _run.c.lease_worker == lease.worker_id
         )
