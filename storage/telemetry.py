@@ -18,8 +18,14 @@ def set_up_logging(process: str, **fields: Any) -> None:
         fields: more that stands on every line.
     """
     level = logging.getLevelNamesMapping().get(os.environ.get("PIECEWORK_LOG_LEVEL", "INFO").upper(), logging.INFO)
+    everywhere = {"process": process, **fields}
+
+    def add_fields(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**everywhere, **event}  # not a context variable: those stand on the lines of one thread only
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_fields,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -45,4 +51,3 @@ def set_up_logging(process: str, **fields: Any) -> None:
     root.setLevel(level)
     for noisy in ("celery", "kombu", "amqp", "httpx", "apscheduler", "urllib3", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
-    structlog.contextvars.bind_contextvars(process=process, **fields)
