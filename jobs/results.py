@@ -17,7 +17,6 @@ from typing import Any
 
 import structlog
 from kombu import Connection, Consumer, Producer, Queue
-from kombu.exceptions import OperationalError
 
 from jobs.app import OUTCOMES, transport_options
 
@@ -31,31 +30,39 @@ class OutcomePublisher:
     """Tells every api process which operations have an outcome."""
 
     def __init__(self, broker_url: str) -> None:
-        self._connection = Connection(broker_url, transport_options=transport_options(broker_url), connect_timeout=4)
+        self._broker_url = broker_url
         self._lock = threading.Lock()
+        self._connection: Connection | None = None
         self._producer: Producer | None = None
 
     def publish(self, request_ids: Sequence[str]) -> None:
         """Announce outcomes; a broker that is away costs the waiters up to one safety read."""
-        try:
-            with self._lock:
-                if self._producer is None:
-                    self._producer = Producer(self._connection.channel(), exchange=OUTCOMES, serializer="json")
-                    self._producer.declare()
+        with self._lock:
+            try:
+                producer = self._producer or self._connect()
                 for first in range(0, len(request_ids), IDS_PER_MESSAGE):
-                    self._producer.publish({"request_ids": list(request_ids[first : first + IDS_PER_MESSAGE])})
-        except (OperationalError, OSError, *self._connection.connection_errors) as error:
-            self._forget_connection()
-            log.warning("outcome_notification_failed", error=str(error))
+                    producer.publish({"request_ids": list(request_ids[first : first + IDS_PER_MESSAGE])})
+            except Exception as error:  # the broker's libraries raise what they like; what is published is a hint only
+                self._disconnect()
+                log.warning("outcome_notification_failed", error=str(error))
 
     def close(self) -> None:
         """Close the connection."""
-        self._forget_connection()
+        with self._lock:
+            self._disconnect()
 
-    def _forget_connection(self) -> None:
-        with self._lock, contextlib.suppress(Exception):
-            self._producer = None
-            self._connection.close()
+    def _connect(self) -> Producer:
+        options = transport_options(self._broker_url)
+        self._connection = Connection(self._broker_url, transport_options=options, connect_timeout=4)
+        self._producer = Producer(self._connection.channel(), exchange=OUTCOMES, serializer="json")
+        self._producer.declare()
+        return self._producer
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._producer = self._connection, None, None
+        with contextlib.suppress(Exception):
+            if connection is not None:
+                connection.close()
 
 
 class OutcomeSubscription(threading.Thread):
