@@ -352,7 +352,10 @@ def decode(data: bytes) -> Any:
         envelope = msgpack.unpackb(data, raw=False, strict_map_key=False)
         if envelope["v"] > FORMAT_VERSION:
             raise UnreadableOperationError(f"operation has format {envelope['v']}, this release reads {FORMAT_VERSION}")
-        return _from_plain(envelope["value"])
+        value = _from_plain(envelope["value"])
+        if type(value) not in _TYPES.values():
+            raise UnreadableOperationError(f"stored bytes hold a {type(value).__name__}, not an operation")
+        return value
     except UnreadableOperationError:
         raise
     except Exception as error:

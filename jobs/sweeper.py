@@ -16,6 +16,8 @@ from storage.database import Database
 log = structlog.get_logger()
 
 PAGE = 500
+PLACES_PER_PASS = 100
+"""A wide gap is closed over several passes: each of its places is a row, and a write transaction is short."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def close_gaps(database: Database, publisher: OutcomePublisher, *, gap_timeout_s
     for run_id, first, present in gaps:
         with database.begin() as tx:
             now = database.now(tx)
-            for seq in range(first, present):
+            for seq in range(first, min(present, first + PLACES_PER_PASS)):
                 error = (
                     f"seq_id {seq} did not arrive within {gap_timeout_s:.0f} s while seq_id {present} waited; "
                     "it was closed so that later operations go on"
