@@ -42,4 +42,4 @@ class StorageSettings(BaseSettings):
 
     def resolved_object_store_url(self) -> str:
         """The URL in force, with the embedded default filled in."""
-        return self.object_store_url or f"file://{self.data_dir.absolute() / 'objects'}"
+        return self.object_store_url or (self.data_dir.absolute() / "objects").as_uri()

@@ -15,9 +15,10 @@ from tests.tiny_model import VOCAB_SIZE
 STEPS = 12
 
 
-def make_datum(seed: int, length: int = 24) -> types.Datum:
-    """A random sequence, every token of which is to be learned."""
+def make_datum(seed: int, length: int = 24, *, last: int | None = None) -> types.Datum:
+    """A random sequence, every token of which is to be learned; `last` replaces the last target."""
     tokens = np.random.RandomState(seed).randint(3, VOCAB_SIZE, length + 1).tolist()
+    tokens[-1] = tokens[-1] if last is None else last
     return types.Datum(
         model_input=types.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={
@@ -76,8 +77,8 @@ def test_the_sampler_draws_from_the_trained_weights_and_repeats_itself(client: t
     # given a trained run and samplers of its weights and of the base model
     training = client.create_lora_training_client(MODEL, rank=4, seed=2).result()
     train(training, 4)
-    trained = training.save_weights_and_get_sampling_client()
-    base = client.create_sampling_client(base_model=MODEL)
+    trained = training.save_weights_and_get_sampling_client().result()
+    base = client.create_sampling_client(base_model=MODEL).result()
 
     # when both draw with one seed
     first, second, plain = draw(trained, 7), draw(trained, 7), draw(base, 7)
@@ -92,7 +93,7 @@ def test_sampler_and_trainer_agree_on_log_probabilities(client: tinker.ServiceCl
     # given a trained run and a sampler of its weights
     training = client.create_lora_training_client(MODEL, rank=4, seed=3).result()
     train(training, 2)
-    sampling = training.save_weights_and_get_sampling_client()
+    sampling = training.save_weights_and_get_sampling_client().result()
     datum = make_datum(1)
     tokens = [*datum.model_input.to_ints(), int(datum.loss_fn_inputs["target_tokens"].data[-1])]
 
@@ -108,8 +109,7 @@ def test_sampler_and_trainer_agree_on_log_probabilities(client: tinker.ServiceCl
 def test_a_bad_operation_fails_alone_and_the_next_one_works(client: tinker.ServiceClient) -> None:
     # given a run
     training = client.create_lora_training_client(MODEL, rank=4, seed=4).result()
-    bad = make_datum(1)
-    bad.loss_fn_inputs["target_tokens"].data[3] = VOCAB_SIZE
+    bad = make_datum(1, last=VOCAB_SIZE)
 
     # when one operation names a token that does not exist
     with pytest.raises(tinker.RequestFailedError, match="target_tokens") as failure:
@@ -124,7 +124,7 @@ def test_what_was_used_is_on_the_bill(client: tinker.ServiceClient, deployment: 
     # given a run with a known number of operations
     training = client.create_lora_training_client(MODEL, rank=4, seed=5).result()
     train(training, 2)
-    draw(training.save_weights_and_get_sampling_client(), 1)
+    drawn = draw(training.save_weights_and_get_sampling_client().result(), 1)
     run_id = training.get_info().model_id
 
     # when its cost is asked for
@@ -141,6 +141,6 @@ def test_what_was_used_is_on_the_bill(client: tinker.ServiceClient, deployment: 
     }
     by_kind = {row["kind"]: row for row in report["rows"]}
     assert by_kind["forward_backward"]["tokens_trained"] == 2 * 3 * 24
-    assert by_kind["sample"]["tokens_sampled"] == 12
+    assert by_kind["sample"]["tokens_sampled"] == sum(len(sequence.tokens) for sequence in drawn)
     assert float(by_kind["forward_backward"]["device_seconds"]) > 0
     assert report["total"]["operations"] == sum(operations.values())
