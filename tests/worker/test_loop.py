@@ -1,0 +1,298 @@
+"""Operations take effect in order, once, and fail alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jobs.operations import (
+    Datum,
+    Failure,
+    ForwardBackward,
+    ForwardBackwardOutcome,
+    Kind,
+    Loaded,
+    LoadState,
+    OptimStep,
+    OptimStepOutcome,
+    Saved,
+    SaveState,
+)
+from jobs.sweeper import close_gaps
+from storage import leases, runs, snapshots
+from storage.runs import Run
+from tests.tiny_model import VOCAB_SIZE
+from tests.worker.harness import Engine, Service
+
+
+class Deaf:
+    """In the publisher's place."""
+
+    def publish(self, request_ids: list[str]) -> None:
+        """Tell nobody."""
+
+
+def learn(seed: int = 0, *, forward_only: bool = False) -> ForwardBackward:
+    """Cross-entropy on two random sequences."""
+    numbers = np.random.RandomState(seed)
+    data = tuple(
+        Datum(
+            numbers.randint(3, VOCAB_SIZE, length),
+            {"target_tokens": numbers.randint(3, VOCAB_SIZE, length), "weights": np.ones(length, np.float32)},
+        )
+        for length in (5, 9)
+    )
+    return ForwardBackward(data, "cross_entropy", {}, forward_only)
+
+
+def overflow() -> ForwardBackward:
+    """Valid by itself, but its ratio is infinite: it fails when it is computed."""
+    tokens = np.arange(4, 10)
+    inputs = {
+        "target_tokens": tokens,
+        "logprobs": np.full(6, -1e30, np.float32),
+        "advantages": np.ones(6, np.float32),
+    }
+    return ForwardBackward((Datum(tokens, inputs),), "importance_sampling")
+
+
+def get_run(service: Service, run: Run) -> Run:
+    """The run's row as it is now."""
+    with service.storage.database.read() as tx:
+        return runs.get_run(tx, run.id)
+
+
+def test_operations_that_arrive_out_of_order_take_effect_in_order(service: Service, engine: Engine) -> None:
+    # given a run whose operations 2 and 3 arrive before 1
+    run = service.create_run()
+    step = service.submit(run, 2, OptimStep(learning_rate=1e-2))
+    after = service.submit(run, 3, learn(forward_only=True))
+    engine.take(run)
+    assert service.status(step) == "queued"
+
+    # when 1 arrives
+    before = service.submit(run, 1, learn())
+    engine.take(run)
+
+    # then the step has used its gradients
+    first, last = service.outcome(before), service.outcome(after)
+    assert isinstance(first, ForwardBackwardOutcome)
+    assert isinstance(last, ForwardBackwardOutcome)
+    assert last.metrics["loss:sum"] < first.metrics["loss:sum"]
+    assert get_run(service, run).state_seq == 3
+
+
+def test_a_seq_that_never_arrives_is_closed_and_later_ones_go_on(service: Service, engine: Engine) -> None:
+    # given an operation that waits behind a gap
+    run = service.create_run()
+    waiting = service.submit(run, 3, learn(forward_only=True))
+
+    # when the gap has timed out
+    closed = close_gaps(service.storage.database, Deaf(), gap_timeout_s=0.0)  # type: ignore[arg-type]
+    engine.take(run)
+
+    # then the missing operations have a stored error, and the one behind them is done
+    assert closed == [(run.id, 1), (run.id, 2)]
+    missing = service.outcome(f"{run.id}:1")
+    assert isinstance(missing, Failure)
+    assert "seq_id 1 did not arrive" in missing.error
+    assert isinstance(service.outcome(waiting), ForwardBackwardOutcome)
+
+
+def test_a_step_behind_an_unknown_failure_changes_nothing_and_a_later_one_steps(
+    service: Service, engine: Engine
+) -> None:
+    # given good gradients, gradients that fail, and a step submitted before that is known
+    run = service.create_run()
+    service.submit(run, 1, learn())
+    broken = service.submit(run, 2, overflow())
+    behind = service.submit(run, 3, OptimStep(learning_rate=0.1))
+    unchanged = service.submit(run, 4, learn(forward_only=True))
+    engine.take(run)
+    failed, step = service.outcome(broken), service.outcome(behind)
+    service.outcome(unchanged)
+
+    # when a step is submitted afterwards
+    afterwards = service.submit(run, 5, learn())
+    known = service.submit(run, 6, OptimStep(learning_rate=0.1))
+    engine.take(run)
+
+    # then the first names the failure and changed nothing, and the second is a step
+    assert isinstance(failed, Failure)
+    assert isinstance(step, Failure)
+    assert "seq_id 2" in step.error
+    assert service.encoded([unchanged])[0] == service.encoded([afterwards])[0]
+    taken = service.outcome(known)
+    assert isinstance(taken, OptimStepOutcome)
+    assert taken.metrics["step"] == 1
+
+
+def test_a_step_accepted_after_a_recorded_failure_uses_what_has_accumulated(service: Service, engine: Engine) -> None:
+    # given good gradients, and gradients whose failure is on record
+    run = service.create_run()
+    service.submit(run, 1, learn())
+    service.submit(run, 2, Failure("it makes no sense"), kind=Kind.FORWARD_BACKWARD)
+
+    # when a step is submitted
+    step = service.submit(run, 3, OptimStep())
+    engine.take(run)
+
+    # then it steps on the good ones
+    outcome = service.outcome(step)
+    assert isinstance(outcome, OptimStepOutcome)
+    assert outcome.metrics["grad_norm"] > 0
+
+
+def test_a_step_with_nothing_accumulated_has_zero_gradients(service: Service, engine: Engine) -> None:
+    # given a fresh run
+    run = service.create_run()
+
+    # when it steps
+    step = service.submit(run, 1, OptimStep())
+    engine.take(run)
+
+    # then that is a step
+    outcome = service.outcome(step)
+    assert isinstance(outcome, OptimStepOutcome)
+    assert outcome.metrics["grad_norm"] == 0
+
+
+def test_a_name_that_is_taken_fails_the_save_alone(service: Service, engine: Engine) -> None:
+    # given a checkpoint
+    run = service.create_run()
+    first = service.submit(run, 1, SaveState("a"))
+    again = service.submit(run, 2, SaveState("a"))
+    over = service.submit(run, 3, SaveState("a", overwrite=True))
+    engine.take(run)
+
+    # then its name is taken, unless it is to be replaced
+    saved = service.outcome(first)
+    assert isinstance(saved, Saved)
+    assert saved.path == f"tinker://{run.id}/weights/a"
+    refused = service.outcome(again)
+    assert isinstance(refused, Failure)
+    assert "exists already" in refused.error
+    assert isinstance(service.outcome(over), Saved)
+
+
+def test_loading_goes_back_to_what_was_saved(service: Service, engine: Engine) -> None:
+    # given a run that is saved, scored, and trained on
+    run = service.create_run()
+    service.submit(run, 1, SaveState("start"))
+    before = service.submit(run, 2, learn(forward_only=True))
+    service.submit(run, 3, learn())
+    service.submit(run, 4, OptimStep(learning_rate=0.1))
+
+    # when the checkpoint is loaded, by a name given before it was there
+    loaded = service.submit(run, 5, LoadState(f"tinker://{run.id}/weights/start", with_optimizer=True))
+    after = service.submit(run, 6, learn(forward_only=True))
+    engine.take(run)
+
+    # then it computes what it computed then
+    assert isinstance(service.outcome(loaded), Loaded)
+    assert service.encoded([before]) == service.encoded([after])
+
+
+def test_another_accounts_checkpoint_cannot_be_told_from_none(service: Service, engine: Engine) -> None:
+    # given a run
+    run = service.create_run()
+
+    # when it loads what is not there
+    loaded = service.submit(run, 1, LoadState("tinker://elsewhere:train:0/weights/x", with_optimizer=False))
+    engine.take(run)
+
+    # then the failure says so and no more
+    outcome = service.outcome(loaded)
+    assert isinstance(outcome, Failure)
+    assert "there is no checkpoint" in outcome.error
+
+
+def test_another_worker_takes_over_bit_for_bit(service: Service) -> None:
+    # given a run that one worker has trained, and the same one trained by two
+    whole, shared = service.create_run(seed=5), service.create_run(seed=5)
+    bodies = [body for step in range(6) for body in (learn(step), OptimStep(learning_rate=1e-2))]
+    first, second = Engine(service, "worker-a").start(), Engine(service, "worker-b").start()
+    expected = [service.submit(whole, seq, body) for seq, body in enumerate(bodies, start=1)]
+    first.take(whole)
+    service.encoded(expected)
+
+    # when the first worker is dead to the database in mid-training, without having handed anything over
+    halves = [service.submit(shared, seq, body) for seq, body in enumerate(bodies[:5], start=1)]
+    first.take(shared)
+    service.encoded(halves)
+    with service.storage.database.begin() as tx:
+        leases.release_worker(tx, "worker-a")
+    halves += [service.submit(shared, seq, body) for seq, body in enumerate(bodies[5:], start=6)]
+    second.take(shared)
+
+    # then the second has gone on, bit for bit
+    assert service.encoded(halves) == service.encoded(expected)
+    first.leave()
+    second.leave()
+
+
+def test_a_worker_that_lost_its_lease_commits_nothing(service: Service, engine: Engine) -> None:
+    # given a run in a worker's memory
+    run = service.create_run()
+    service.submit(run, 1, learn())
+    engine.take(run)
+    service.outcome(f"{run.id}:1")
+
+    # when its lease is given to another, and it goes on all the same
+    with service.storage.database.begin() as tx:
+        leases.release_worker(tx, engine.name)
+        now = service.storage.database.now(tx)
+        leases.acquire(tx, run.id, worker_id="other", now=now, expires_at=service.storage.database.after(tx, 60))
+    late = service.submit(run, 2, OptimStep())
+    engine.loop.notify_run(run.id)
+    engine.loop.wait_idle(run.id, timeout_s=30)
+
+    # then nothing of it is on record
+    assert service.status(late) == "running"
+    assert get_run(service, run).state_seq == 1
+    assert late not in engine.published
+
+
+def test_leaving_writes_the_newest_state_back_and_frees_the_lease(service: Service) -> None:
+    # given a worker that has trained a run
+    run = service.create_run()
+    last = [service.submit(run, seq, body) for seq, body in enumerate([learn(), OptimStep()], start=1)][-1]
+    engine = Engine(service, "worker-a").start()
+    engine.take(run)
+    service.outcome(last)
+
+    # when it leaves
+    engine.leave()
+
+    # then a snapshot holds the newest state, and nobody holds the run
+    with service.storage.database.read() as tx:
+        assert snapshots.newest_seq(tx, run.id) == 2
+    assert get_run(service, run).lease_worker is None
+
+
+def test_a_damaged_snapshot_is_passed_over_for_the_one_before_it(service: Service) -> None:
+    # given a run with two snapshots, the newer of which is damaged
+    run, twin = service.create_run(seed=9), service.create_run(seed=9)
+    engine = Engine(service, "worker-a").start()
+    for seq, body in enumerate([learn(), OptimStep(), learn(1), OptimStep()], start=1):
+        service.submit(run, seq, body)
+        engine.take(run)
+        service.outcome(f"{run.id}:{seq}")
+        engine.loop.wait_idle(run.id, timeout_s=30)
+    engine.leave()
+    with service.storage.database.read() as tx:
+        newest, older = snapshots.newest_first(tx, run.id)
+    path = service.directory / "objects" / newest.object_key
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+    # when another worker goes on
+    other = Engine(service, "worker-b").start()
+    for seq, body in enumerate([learn(), OptimStep(), learn(1), OptimStep(), learn(2)], start=1):
+        service.submit(twin, seq, body)
+    service.submit(run, 5, learn(2))
+    other.take(run)
+    other.take(twin)
+
+    # then it has replayed from the older one, and computes the same as a run that was never disturbed
+    assert older.seq < newest.seq
+    assert service.encoded([f"{run.id}:5"]) == service.encoded([f"{twin.id}:5"])
+    other.leave()
