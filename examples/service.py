@@ -7,6 +7,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, NoReturn
 
 import tinker
@@ -64,9 +65,9 @@ def choose_base_model(client: tinker.RestClient, wanted: str | None) -> str:
 
 
 def fetch_cost(url: str, run: str) -> dict[str, Any]:
-    """What the service has metered for a training run so far; amounts are decimal strings."""
+    """What the service has metered so far for the session that a run belongs to, its samples included."""
+    query = urllib.parse.urlencode({"session_id": run.partition(":train:")[0]})
     headers = {"X-API-Key": os.environ["TINKER_API_KEY"]}
-    query = urllib.parse.urlencode({"run": run})
     request = urllib.request.Request(f"{url}/api/v1/cost?{query}", headers=headers)
     with urllib.request.urlopen(request, timeout=COST_TIMEOUT_S) as response:
         cost: dict[str, Any] = json.load(response)
@@ -74,21 +75,28 @@ def fetch_cost(url: str, run: str) -> dict[str, Any]:
 
 
 def cost_table(cost: dict[str, Any]) -> Table:
-    """The metered cost of a run as a table: a row per kind of operation and device, and the total."""
-    rows, total = cost["rows"], cost["total"]
-    seconds = "GPU-seconds" if any(row["device"].startswith("cuda") for row in rows) else "device-seconds"
-    tokens = [sum(row[f"tokens_{what}"] for what in ("trained", "prefilled", "sampled")) for row in rows]
-    table = Table(title="What it cost", title_justify="left", show_footer=True, box=SIMPLE_HEAD, pad_edge=False)
+    """Metered cost as a table: a line per kind of operation and device, and the total."""
+    lines: dict[tuple[str, str], list[Decimal]] = {}
+    for row in cost["rows"]:
+        tokens = row["tokens_trained"] + row["tokens_prefilled"] + row["tokens_sampled"]
+        line = [Decimal(row["operations"]), Decimal(row["device_seconds"]), Decimal(tokens), Decimal(row["cost"])]
+        known = lines.setdefault((row["kind"], row["device"]), [Decimal(0)] * len(line))
+        known[:] = map(sum, zip(known, line, strict=True))
+    seconds = "GPU-seconds" if any(device.startswith("cuda") for _, device in lines) else "device-seconds"
+    table = Table(title="What it cost", title_justify="left", show_footer=True, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    totals = _cells([sum(column, Decimal(0)) for column in zip(*lines.values(), strict=True)] or [Decimal(0)] * 4)
     table.add_column("operation", footer="total", no_wrap=True)
-    table.add_column("number", footer=str(total["operations"]), justify="right")
-    table.add_column("device")
-    table.add_column(seconds, footer=f"{float(total['device_seconds']):.3f}", justify="right")
-    table.add_column("tokens", footer=f"{sum(tokens):,}", justify="right")
-    table.add_column(cost["currency"], footer=total["cost"], justify="right")
-    for row, num_tokens in zip(rows, tokens, strict=True):
-        duration = f"{float(row['device_seconds']):.3f}"
-        table.add_row(row["kind"], str(row["operations"]), row["device"], duration, f"{num_tokens:,}", row["cost"])
+    table.add_column("device", no_wrap=True)
+    for title, footer in zip(("number", seconds, "tokens", cost["currency"]), totals, strict=True):
+        table.add_column(title, footer=footer, justify="right", no_wrap=True)
+    for (kind, device), line in lines.items():
+        table.add_row(kind, device, *_cells(line))
     return table
+
+
+def _cells(line: list[Decimal]) -> list[str]:
+    number, seconds, tokens, cost = line
+    return [f"{number}", f"{seconds:.3f}", f"{tokens:,}", f"{cost:.8f}"]
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
