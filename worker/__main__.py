@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import structlog
 from celery.apps.worker import Worker as CeleryWorker
@@ -22,6 +23,8 @@ def main() -> None:
     """Run until SIGTERM or SIGINT."""
     settings = WorkerSettings()
     set_up_logging("worker")
+    # Celery's advice against root is about pickled messages; ours are JSON.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     try:
         worker = build_worker(settings, JobsSettings())
     except ValueError as error:
