@@ -8,14 +8,13 @@ company changes only when it gets it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jobs.operations import Category, Failure, Sample, SampleOutcome
+from jobs.operations import Category, Failure, Sample
 from worker.engine.adapter import Adapter
 from worker.engine.base_model import BaseModel
 from worker.engine.timing import DeviceClock
@@ -26,6 +25,7 @@ from worker.sampler.kv_cache import KVCache
 from worker.sampler.philox import uniforms
 from worker.sampler.picking import Draw, pick
 from worker.sampler.prompt_scores import make_prompt_scores
+from worker.sampler.reports import Finished, SamplerStep
 from worker.sampler.scheduler import PromptChunk, Scheduler, StepPlan
 from worker.sampler.sequence import Request, Sequence, Status
 from worker.sampler.step_batch import ROW_TILE, StepBatch, pack_step
@@ -34,47 +34,6 @@ from worker.sampler.work import WorkRate
 
 CHUNK_TOKENS = 1024
 """Prompt tokens of one request computed in one step. A constant, since where a prompt is cut shows in its bits."""
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """A request that needs no further step.
-
-    Attributes:
-        tokens_prefilled, tokens_cached: prompt tokens, counted once however many continuations: computed here, and
-            found in the cache.
-        tokens_sampled: of all continuations.
-    """
-
-    request_id: str
-    outcome: SampleOutcome | Failure
-    tokens_prefilled: int = 0
-    tokens_cached: int = 0
-    tokens_sampled: int = 0
-
-
-@dataclass(eq=False)
-class SamplerStep:
-    """What one step did.
-
-    Attributes:
-        finished: requests whose outcome is there; the sampler has forgotten them.
-        work: units by request id, for those in the step.
-        overhead: units spent on computing again what a preemption had dropped; nobody is billed for them.
-        device_ns: device time of the step.
-    """
-
-    finished: list[Finished] = field(default_factory=list)
-    work: dict[str, int] = field(default_factory=dict)
-    overhead: int = 0
-    device_ns: int = 0
-
-    def add_work(self, request: Request, units: int, *, again: bool) -> None:
-        """Count units for a request, or as overhead if they were done before."""
-        if again:
-            self.overhead += units
-        else:
-            self.work[request.request_id] = self.work.get(request.request_id, 0) + units
 
 
 class Sampler:
@@ -235,7 +194,7 @@ class Sampler:
             step.finished.append(
                 Finished(
                     request.request_id,
-                    _outcome(request),
+                    request.outcome(),
                     tokens_prefilled=len(request.prompt),
                     tokens_sampled=request.num_sampled,
                 )
@@ -273,17 +232,6 @@ def _draws(drawing: list[Sequence]) -> list[Draw]:
         body, params = sequence.request.body, sequence.request.body.params
         draws.append(Draw(params.temperature, params.top_k, params.top_p, body.topk_sample_logprobs, uniform))
     return draws
-
-
-def _outcome(request: Request) -> SampleOutcome:
-    scores = request.scores
-    return SampleOutcome(
-        sequences=tuple(sequence.outcome() for sequence in request.sequences),
-        prompt_logprobs=scores.logprobs if scores else None,
-        topk_prompt_tokens=scores.topk_tokens if scores else None,
-        topk_prompt_logprobs=scores.topk_logprobs if scores else None,
-        target_prompt_logprobs=scores.target_logprobs if scores else None,
-    )
 
 
 def _not_finite(request: Request, position: int) -> Failure:

@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 from torch import Tensor
 
-from jobs.operations import Sample, SampledSequence
+from jobs.operations import Sample, SampledSequence, SampleOutcome
 from worker.engine.adapter import Adapter
 from worker.sampler.blocks import BlockTable
 from worker.sampler.prompt_scores import PromptScores
@@ -152,3 +152,14 @@ class Request:
     def running(self) -> list[Sequence]:
         """Sequences that draw, in order."""
         return [sequence for sequence in self.sequences if sequence.status is Status.RUNNING]
+
+    def outcome(self) -> SampleOutcome:
+        """What was drawn, and what the prompt scored."""
+        scores = self.scores
+        return SampleOutcome(
+            sequences=tuple(sequence.outcome() for sequence in self.sequences),
+            prompt_logprobs=scores.logprobs if scores else None,
+            topk_prompt_tokens=scores.topk_tokens if scores else None,
+            topk_prompt_logprobs=scores.topk_logprobs if scores else None,
+            target_prompt_logprobs=scores.target_logprobs if scores else None,
+        )

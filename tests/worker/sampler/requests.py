@@ -12,7 +12,8 @@ from jobs.operations import LoraConfig, Sample, SampleOutcome, SamplingParams
 from tests.worker.engine.models import VOCAB_SIZE
 from worker.engine.adapter import Adapter
 from worker.engine.base_model import BaseModel
-from worker.sampler.sampler import Finished, Sampler, SamplerStep
+from worker.sampler.reports import Finished, SamplerStep
+from worker.sampler.sampler import Sampler
 
 Wanted = Mapping[str, tuple[Sample, Adapter | None]]
 

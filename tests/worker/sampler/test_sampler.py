@@ -76,7 +76,7 @@ def test_a_stop_token_ends_a_sequence_and_is_part_of_it(base_model: BaseModel) -
 
 def test_without_stop_the_end_of_sequence_token_ends_and_with_an_empty_one_nothing_does(base_model: BaseModel) -> None:
     # given many continuations at a temperature where every token comes up
-    options: dict[str, Any] = {"num_samples": 12, "max_tokens": 40, "temperature": 30.0}
+    options: dict[str, Any] = {"num_samples": 12, "max_tokens": 20, "temperature": 30.0}
 
     # when stop is absent, and when it is empty
     absent = sample_one(base_model, make_sample(stop=None, **options)).sequences
@@ -88,7 +88,7 @@ def test_without_stop_the_end_of_sequence_token_ends_and_with_an_empty_one_nothi
         assert ended.stopped == (1 in full.tokens)
         assert ended.tokens.tolist() == full.tokens.tolist()[: len(ended.tokens)]
         assert (ended.tokens[-1] == 1) == ended.stopped
-        assert (len(full.tokens), full.stopped) == (40, False)
+        assert (len(full.tokens), full.stopped) == (20, False)
 
 
 def test_a_stop_string_ends_a_sequence_with_the_token_that_completes_it() -> None:
@@ -279,10 +279,10 @@ def test_work_is_counted_once_whatever_is_done_again(base_model: BaseModel) -> N
     # given requests that have room, and the same in a cache where they preempt each other
     adapter = make_adapter(base_model, 4)
     totals, overheads = [], []
-    for kv_tokens_max in (2048, 96):
+    for kv_tokens_max in (2048, 64):
         sampler = make_sampler(base_model, kv_tokens_max=kv_tokens_max)
         for number in range(3):
-            body = make_sample(make_prompt(20 + number), num_samples=2, max_tokens=40)
+            body = make_sample(make_prompt(20 + number), num_samples=2, max_tokens=16)
             sampler.submit(str(number), body, adapter if number else None)
 
         # when they are sampled
@@ -318,7 +318,7 @@ def test_half_precision_samples_too() -> None:
     # given a base model in bfloat16 with a fp32 adapter
     model = make_model("qwen3").to(torch.bfloat16)
     base_model = BaseModel(model, name="tiny/half", eos_token_ids=(1,))
-    body = make_sample(make_prompt(40), num_samples=3, prompt_logprobs=True)
+    body = make_sample(make_prompt(40), num_samples=3, max_tokens=4, prompt_logprobs=True)
     adapter = make_adapter(base_model, 4)
 
     # when it samples in one chunk and in several; then numbers come out, and the same each time
