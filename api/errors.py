@@ -21,6 +21,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from jobs.validation import InvalidOperationError
@@ -83,6 +84,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _answer_bad_parameter)
     app.add_exception_handler(StorageError, _answer_storage_error)
     app.add_exception_handler(PoolTimeoutError, _answer_busy)
+    app.add_exception_handler(IntegrityError, _answer_busy)  # two of the same request at once: the next finds a row
+    app.add_exception_handler(DataError, _answer_unstorable)
     app.add_exception_handler(Exception, _answer_unexpected)
 
 
@@ -118,6 +121,12 @@ async def _answer_storage_error(request: Request, error: Exception) -> JSONRespo
 async def _answer_busy(request: Request, _error: Exception) -> JSONResponse:
     log.warning("database_busy", path=request.url.path)
     return _detail(503, "the service is busy; try again", **{"Retry-After": RETRY_AFTER_S})
+
+
+async def _answer_unstorable(_request: Request, _error: Exception) -> JSONResponse:
+    return _detail(
+        400, "a text or a number in the request cannot be stored: NUL characters and huge numbers are refused"
+    )
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:

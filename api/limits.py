@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import zstandard
+from fastapi.concurrency import run_in_threadpool
 
 from api.errors import UnsupportedEncodingError
 from api.wire.address import HEAD_BYTES
@@ -18,6 +19,7 @@ DRAIN_FACTOR = 4
 """So many limits of a body that is too large are read and thrown away, so that the client hears the answer."""
 
 ZSTD_WINDOW_BYTES_MAX = 2**27
+PROBE_BYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,9 @@ async def read(stream: AsyncIterator[bytes], *, encoding: str, limit: int) -> Re
             break
     if total > limit:
         return _refused(_beginning(bytes(data[:HEAD_BYTES]), encoding), tail, limit)
-    return RequestBody(bytes(data), None, b"", b"") if encoding != "zstd" else _decompressed(bytes(data), limit)
+    if encoding == "zstd":
+        return await run_in_threadpool(_decompressed, bytes(data), limit)
+    return RequestBody(bytes(data), None, b"", b"")
 
 
 def _refused(head: bytes, tail: bytes, limit: int) -> RequestBody:
@@ -68,15 +72,29 @@ def _refused(head: bytes, tail: bytes, limit: int) -> RequestBody:
 
 
 def _decompressed(data: bytes, limit: int) -> RequestBody:
-    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
+    head = _beginning(data, "zstd")
     try:
-        with decompressor.stream_reader(io.BytesIO(data), read_across_frames=True) as reader:
-            whole = reader.read(limit + 1)
+        if _expands_beyond(data, limit):
+            return _refused(head, b"", limit)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX).decompressobj()
+        whole = decompressor.decompress(data)
     except zstandard.ZstdError as error:
-        return RequestBody(b"", f"the body is not zstd: {error}", _beginning(data, "zstd"), b"")
-    if len(whole) > limit:
-        return _refused(whole[:HEAD_BYTES], b"", limit)
+        return RequestBody(b"", f"the body is not zstd: {error}", head, b"")
+    if not decompressor.eof or decompressor.unused_data:
+        return RequestBody(b"", "the body is not one whole zstd frame; it was cut off or continued", head, b"")
     return RequestBody(whole, None, b"", b"")
+
+
+def _expands_beyond(data: bytes, limit: int) -> bool:
+    """Whether there would be more than `limit` bytes; finds out without holding them."""
+    left = limit + 1
+    with zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX).stream_reader(io.BytesIO(data)) as reader:
+        while left > 0:
+            part = reader.read(min(left, PROBE_BYTES))
+            if not part:
+                return False
+            left -= len(part)
+    return True
 
 
 def _beginning(data: bytes, encoding: str) -> bytes:
