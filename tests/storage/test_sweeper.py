@@ -1,0 +1,143 @@
+"""What nothing needs goes, rows first; what anything needs stays."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Connection
+
+from storage import checkpoints, journal, leases, snapshots, sweeper, uploads
+from storage.clock import FrozenClock
+from storage.errors import ObjectStoreUnavailableError
+from storage.open import Storage
+from storage.sweeper import Swept
+from tests.factories import (
+    LATER,
+    NOW,
+    SHA256,
+    complete,
+    make_checkpoint,
+    make_operation,
+    make_run,
+    make_sample,
+    make_sampling_session,
+    make_upload,
+)
+
+WEEK_S = 7 * 86_400.0
+
+
+def _sweep(storage: Storage) -> Swept:
+    return sweeper.sweep(storage.database, storage.objects, result_retention_s=WEEK_S)
+
+
+def _finished_sample(storage: Storage, clock: FrozenClock) -> journal.Operation:
+    payload, outcome = (storage.payloads.put(b"x" * 2_000, f"payloads/{name}") for name in ("in", "out"))
+    with storage.database.begin() as tx:
+        for stored in (payload, outcome):
+            uploads.reference(tx, str(stored.key), size_bytes=stored.size_bytes)
+        sample = make_sample(tx, make_sampling_session(tx), payload=payload, accepted_at=clock.now())
+        complete(tx, sample, outcome=outcome, at=clock.now())
+    return sample
+
+
+def test_results_are_kept_for_the_retention_and_not_longer(storage: Storage, clock: FrozenClock) -> None:
+    # Given
+    sample = _finished_sample(storage, clock)
+    clock.advance(WEEK_S - 1)
+    assert _sweep(storage) == Swept(outcomes=0, checkpoints=0, objects=0)
+    # When
+    clock.advance(2)
+    swept = _sweep(storage)
+    # Then
+    assert swept == Swept(outcomes=1, checkpoints=0, objects=2)
+    assert not any(storage.objects.exists(f"payloads/{name}") for name in ("in", "out"))
+    with storage.database.read() as tx:
+        assert journal.get_operation(tx, sample.request_id).expired
+    assert _sweep(storage) == Swept(outcomes=0, checkpoints=0, objects=0)
+
+
+def test_an_upload_that_was_never_named_is_deleted_after_its_expiry(storage: Storage, clock: FrozenClock) -> None:
+    # Given
+    storage.payloads.put_object(b"x", "payloads/abandoned")
+    assert _sweep(storage).objects == 0
+    # When
+    clock.advance(storage.settings.upload_expiry_s + 1)
+    # Then
+    assert _sweep(storage).objects == 1
+    assert not storage.objects.exists("payloads/abandoned")
+
+
+def test_an_announced_object_that_was_never_put_is_no_error(storage: Storage, clock: FrozenClock) -> None:
+    # Given
+    with storage.database.begin() as tx:
+        uploads.announce(tx, "payloads/never-put", now=clock.now(), expires_at=clock.now() + timedelta(seconds=1))
+    # When
+    clock.advance(2)
+    # Then
+    assert _sweep(storage).objects == 1
+
+
+def test_an_expired_checkpoint_goes_with_its_weights(storage: Storage, clock: FrozenClock) -> None:
+    # Given
+    storage.objects.put("checkpoints/w", b"weights")
+    with storage.database.begin() as tx:
+        run = make_run(tx)
+        expires_at = clock.now() + timedelta(seconds=10)
+        path = make_checkpoint(tx, run, key="checkpoints/w", expires_at=expires_at).path
+    # When
+    clock.advance(11)
+    swept = _sweep(storage)
+    # Then
+    assert (swept.checkpoints, swept.objects) == (1, 1)
+    assert not storage.objects.exists("checkpoints/w")
+    with storage.database.read() as tx:
+        assert checkpoints.find(tx, path, now=clock.now()) is None
+
+
+def test_weights_that_a_replay_may_load_stay_until_its_operation_is_forgotten(
+    storage: Storage, clock: FrozenClock
+) -> None:
+    # Given
+    storage.objects.put("checkpoints/w", b"weights")
+    with storage.database.begin() as tx:
+        source, run = make_run(tx), make_run(tx)
+        checkpoint = make_checkpoint(tx, source, key="checkpoints/w")
+        load = make_operation(tx, run, 0, "load_state", loads_key="checkpoints/w")
+        complete(tx, load, at=clock.now())
+        checkpoints.remove(tx, source.account_id, checkpoint.path, now=clock.now())
+    _sweep(storage)
+    assert storage.objects.exists("checkpoints/w")
+    # When two snapshots cover it and the retention is over
+    with storage.database.begin() as tx:
+        _two_snapshots(tx, run.id)
+    clock.advance(WEEK_S + 1)
+    _sweep(storage)
+    # Then
+    assert not storage.objects.exists("checkpoints/w")
+
+
+def _two_snapshots(tx: Connection, run_id: str) -> None:
+    lease = leases.acquire(tx, run_id, worker_id="w", now=NOW, expires_at=LATER)
+    for seq in (0, 1):
+        key = make_upload(tx, f"snapshots/{seq}")
+        snapshots.add(tx, lease, seq=seq, object_key=key, data_sha256=SHA256, size_bytes=1, now=NOW)
+
+
+def test_an_object_store_that_fails_leaves_no_row_that_names_a_missing_object(
+    storage: Storage, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    sample = _finished_sample(storage, clock)
+    clock.advance(WEEK_S + 1)
+
+    def refuse(_: object) -> None:
+        raise ObjectStoreUnavailableError("store", "away")
+
+    monkeypatch.setattr(storage.objects, "delete", refuse)
+    # When
+    with pytest.raises(ObjectStoreUnavailableError):
+        _sweep(storage)
+    # Then
+    with storage.database.read() as tx:
+        operation = journal.get_operation(tx, sample.request_id)
+    assert (operation.payload.key, operation.outcome.key) == (None, None)
