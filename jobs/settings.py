@@ -27,6 +27,9 @@ class JobsSettings(BaseSettings):
         600.0, description="a `seq` that has not arrived this long after a later one is closed with an error"
     )
     result_retention_s: float = Field(7 * 86_400.0, description="results are kept this long, then answered 410")
+    sampling_session_idle_s: float = Field(
+        86_400.0, description="weights of sampling sessions are let go this long after their client was last heard of"
+    )
     safety_read_s: float = Field(1.0, description="how often waiting polls are looked up without having been woken")
     sweep_s: float = Field(2.0, description="how often stalled work is looked for and announced again")
     stalled_after_s: float = Field(

@@ -203,7 +203,8 @@ def release_unneeded(tx: Connection, keys: Iterable[str]) -> None:
 def _still_needed(tx: Connection, key: str) -> bool:
     """Whether another checkpoint, a sampling session or a run's queue still refers to the weights."""
     other = exists().where(_table.c.object_key == key)
-    sampled = exists().where(tables.sampling_session.c.object_key == key)
+    sampling = tables.sampling_session.c
+    sampled = exists().where(sampling.object_key == key, sampling.ended_at.is_(None))
     loaded = exists().where(tables.operation.c.loads_key == key, tables.operation.c.expired.is_(False))
     return bool(tx.execute(select(or_(other, sampled, loaded))).scalar_one())
 

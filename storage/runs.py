@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select, update
+from sqlalchemy import Connection, Select, exists, func, or_, select, update
 
 from storage import ids, rows, tables
 from storage.errors import RowNotFoundError
@@ -66,6 +66,7 @@ class SamplingSession:
 
     Attributes:
         run_id: the account's own run that the weights are from; its cost includes the samples.
+        ended_at: when its weights were let go, because its client had long been gone.
     """
 
     id: str
@@ -78,6 +79,7 @@ class SamplingSession:
     object_key: str | None
     lora: Mapping[str, Any] | None
     created_at: datetime
+    ended_at: datetime | None
 
 
 # ----------------------------------------------------------------------------------------------------------- sessions
@@ -308,6 +310,30 @@ def join_sampling_session(tx: Connection, sampling_id: str) -> int:
     clones = update(table).where(table.c.id == sampling_id).values(num_clones=table.c.num_clones + 1)
     number: int = tx.execute(clones.returning(table.c.num_clones)).scalar_one()
     return number
+
+
+def end_abandoned_sampling_sessions(
+    tx: Connection, *, silent_since: datetime, now: datetime, limit: int
+) -> Sequence[str]:
+    """End the sampling sessions of clients that finished, or were last heard of, before `silent_since`.
+
+    Returns:
+        Object keys of the weights they drew from.
+    """
+    sampling, session, operation = tables.sampling_session, tables.session, tables.operation
+    waiting = exists().where(
+        operation.c.sampling_session_id == sampling.c.id, operation.c.status.in_(("queued", "running"))
+    )
+    rows = tx.execute(
+        select(sampling.c.id, sampling.c.object_key)
+        .join(session, session.c.id == sampling.c.session_id)
+        .where(sampling.c.ended_at.is_(None), sampling.c.object_key.is_not(None))
+        .where(or_(session.c.finished_at < silent_since, session.c.heartbeat_at < silent_since))
+        .where(sampling.c.created_at < silent_since, ~waiting)
+        .limit(limit)
+    ).all()
+    tx.execute(update(sampling).where(sampling.c.id.in_([row.id for row in rows])).values(ended_at=now))
+    return [row.object_key for row in rows]
 
 
 def _sessions() -> Select[Any]:

@@ -157,6 +157,7 @@ sampling_session = Table(
     Column("lora", Json),
     Column("num_clones", Integer, nullable=False, server_default="0"),
     Column("created_at", Timestamp, nullable=False),
+    Column("ended_at", Timestamp),  # its weights may be gone
     Index("ix_sampling_session_object_key", "object_key"),
 )
 

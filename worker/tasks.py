@@ -22,7 +22,12 @@ def register(app: Celery, storage: Storage, intake: RunIntake, feeder: SampleFee
         feeder.notify()
 
     def sweep_objects(version: int) -> None:  # noqa: ARG001
-        sweeper.sweep(storage.database, storage.objects, result_retention_s=settings.result_retention_s)
+        sweeper.sweep(
+            storage.database,
+            storage.objects,
+            result_retention_s=settings.result_retention_s,
+            sampling_session_idle_s=settings.sampling_session_idle_s,
+        )
 
     app.task(name=RunHasWork.task)(advance_run)
     app.task(name=SamplesWait.task)(draw_samples)

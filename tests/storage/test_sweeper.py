@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection
 
-from storage import checkpoints, journal, leases, snapshots, sweeper, uploads
+from storage import checkpoints, journal, leases, runs, snapshots, sweeper, uploads
 from storage.clock import FrozenClock
 from storage.errors import ObjectStoreUnavailableError
 from storage.open import Storage
@@ -23,11 +23,12 @@ from tests.factories import (
     make_upload,
 )
 
-WEEK_S = 7 * 86_400.0
+DAY_S = 86_400.0
+WEEK_S = 7 * DAY_S
 
 
 def _sweep(storage: Storage) -> Swept:
-    return sweeper.sweep(storage.database, storage.objects, result_retention_s=WEEK_S)
+    return sweeper.sweep(storage.database, storage.objects, result_retention_s=WEEK_S, sampling_session_idle_s=DAY_S)
 
 
 def _finished_sample(storage: Storage, clock: FrozenClock) -> journal.Operation:
@@ -141,3 +142,22 @@ def test_an_object_store_that_fails_leaves_no_row_that_names_a_missing_object(
     with storage.database.read() as tx:
         operation = journal.get_operation(tx, sample.request_id)
     assert (operation.payload.key, operation.outcome.key) == (None, None)
+
+
+def test_weights_of_an_abandoned_sampling_session_go_and_those_of_a_live_one_stay(
+    storage: Storage, clock: FrozenClock
+) -> None:
+    # Given
+    storage.payloads.put_object(b"weights", "checkpoints/ephemeral")
+    with storage.database.begin() as tx:
+        uploads.reference(tx, "checkpoints/ephemeral", size_bytes=7)
+        sampling = make_sampling_session(tx, object_key="checkpoints/ephemeral", now=clock.now())
+    clock.advance(DAY_S - 1)
+    assert _sweep(storage) == Swept()
+    # When
+    clock.advance(2)
+    # Then
+    assert _sweep(storage) == Swept(sampling_sessions=1, objects=1)
+    assert not storage.objects.exists("checkpoints/ephemeral")
+    with storage.database.read() as tx:
+        assert runs.get_sampling_session(tx, sampling.id).ended_at == clock.now()

@@ -155,6 +155,7 @@ def upgrade() -> None:
         sa.Column("lora", sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text()), "postgresql"), nullable=True),
         sa.Column("num_clones", sa.Integer(), server_default="0", nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["account_id"], ["account.id"], name=op.f("fk_sampling_session_account_id")),
         sa.ForeignKeyConstraint(["session_id"], ["session.id"], name=op.f("fk_sampling_session_session_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sampling_session")),
