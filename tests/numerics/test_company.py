@@ -98,10 +98,11 @@ def test_operations_of_one_run_merged_in_one_call_equal_separate_calls(architect
     assert merged.num_accumulated == separate.num_accumulated == 3
 
 
+@pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_wider_model_packed_equals_alone_on_two_threads(dtype: torch.dtype) -> None:
+def test_wider_model_packed_equals_alone_on_several_threads(dtype: torch.dtype, threads: int) -> None:
     # given a model wide enough that kernels split their work over threads
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     sizes = {"hidden_size": 128, "intermediate_size": 320, "head_dim": 32, "num_hidden_layers": 1}
     base_model = BaseModel(make_model("qwen3", **sizes).to(dtype), name="wide")
     trainer = make_trainer(base_model, tokens_max=2048, logprobs_chunk=128)
@@ -137,7 +138,9 @@ def test_failing_neighbour_changes_nothing(architecture: str) -> None:
     assert torch.equal(together.gradients.flat, alone.gradients.flat)
 
 
-@pytest.mark.parametrize(("width_out", "width_in"), [(96, 32), (24, 32), (768, 256), (32, 1024)])
+@pytest.mark.parametrize(
+    ("width_out", "width_in"), [(96, 32), (24, 32), (768, 256), (32, 1024), (1, 32), (32, 1), (2, 48)]
+)
 def test_rows_of_a_product_do_not_depend_on_their_number(width_out: int, width_in: int) -> None:
     # given
     torch.set_num_threads(2)
