@@ -117,7 +117,7 @@ class Submitter:
     def sample(self, session: SamplingSession, seq: int, body: Sample | Failure, *, num_samples: int) -> Accepted:
         """Accept a sample; a `Failure` in place of the body is recorded as its outcome."""
         if session.ended_at is not None:
-            body = Failure("the sampling session has ended, its client was gone for long; make a new one of its weights")
+            body = Failure("the sampling session has ended: its client was gone for long; make a new one")
         stored = Stored()
         if not isinstance(body, Failure):
             stored = self._storage.payloads.put(operations.encode(body), keys.payload_key(session.id, seq))
