@@ -195,7 +195,8 @@ def _remove_row(tx: Connection, path: CheckpointPath) -> None:
 
 def release_unneeded(tx: Connection, keys: Iterable[str]) -> None:
     """Release those of these weights that no checkpoint, sampling session or operation refers to any more."""
-    for key in set(keys):
+    for key in sorted(set(keys)):
+        uploads.lock(tx, key)
         if not _still_needed(tx, key):
             uploads.release(tx, key)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, and_, exists, func, or_, select, update
 
-from storage import ids, rows, tables
+from storage import ids, rows, tables, uploads
 from storage.errors import ClaimLostError, RowNotFoundError
 from storage.payloads import Stored
 
@@ -131,6 +131,8 @@ def accept_training(
     )
     if new:
         tx.execute(update(tables.run).where(tables.run.c.id == run_id).values(last_request_at=now))
+    if new and loads_key is not None:
+        uploads.keep(tx, loads_key)
     if new and refusal is not None and gradients:
         _number_failure(tx, run_id, request_id)
     return request_id, new
@@ -304,6 +306,7 @@ def record_load(tx: Connection, operation: Operation, loads_key: str) -> None:
     """Note which immutable object a `load_state` has read, so that a replay reads the same."""
     table = tables.operation
     tx.execute(update(table).where(table.c.id == operation.id).values(loads_key=loads_key))
+    uploads.keep(tx, loads_key)
 
 
 def cancel(tx: Connection, request_id: str, *, account_id: str, now: datetime) -> bool:

@@ -48,6 +48,21 @@ def release(tx: Connection, key: str) -> None:
     tx.execute(update(tables.stored_object).where(tables.stored_object.c.key == key).values(state=RELEASED))
 
 
+def keep(tx: Connection, key: str) -> None:
+    """Something has come to need a named object: undo a release. Nothing happens if it was swept away already.
+
+    The row is locked until the transaction ends: whoever wants to release the object waits, and then sees who needs it.
+    """
+    row = tables.stored_object
+    tx.execute(update(row).where(row.c.key == key, row.c.state != UPLOAD).values(state=REFERENCED))
+
+
+def lock(tx: Connection, key: str) -> None:
+    """Wait for transactions that are about to need the object, before looking whether anything does."""
+    row = tables.stored_object
+    tx.execute(select(row.c.key).where(row.c.key == key).with_for_update())
+
+
 def take_unwanted(tx: Connection, *, now: datetime, limit: int) -> Sequence[str]:
     """Forget released and expired objects and return their keys, to be deleted once this has been committed."""
     row = tables.stored_object

@@ -347,6 +347,27 @@ def test_weights_stay_if_a_sampling_session_is_opened_while_their_checkpoint_is_
         assert checkpoints.find(tx, checkpoint.path, now=NOW) is None
 
 
+def test_weights_stay_if_a_load_is_recorded_while_their_checkpoint_is_deleted(database: Database) -> None:
+    # Given
+    with database.begin() as tx:
+        run = make_run(tx)
+        checkpoint = make_checkpoint(tx, run, key="w")
+        load = make_operation(tx, run, 0, "load_state")
+
+    def act(place: int) -> None:
+        with database.begin() as tx:
+            if place == 0:
+                journal.record_load(tx, load, "w")
+            else:
+                checkpoints.remove(tx, run.account_id, checkpoint.path, now=NOW)
+
+    # When
+    at_once(act, 2)
+    # Then whoever came first
+    with database.read() as tx:
+        assert _state(tx, "w") == "referenced"
+
+
 def _state(tx: Connection, key: str) -> str | None:
     row = tables.stored_object
     return tx.execute(sqlalchemy.select(row.c.state).where(row.c.key == key)).scalar_one_or_none()

@@ -282,6 +282,23 @@ def test_weights_of_a_removed_checkpoint_stay_until_no_replay_may_load_them(tx: 
     assert _state(tx, "w") == "released"
 
 
+def test_weights_that_were_released_while_they_were_being_loaded_are_kept(tx: Connection, run: Run) -> None:
+    # Given
+    checkpoint = make_checkpoint(tx, run, key="w")
+    load = make_operation(tx, run, 0, "load_state")
+    checkpoints.remove(tx, run.account_id, checkpoint.path, now=NOW)
+    assert _state(tx, "w") == "released"
+    # When
+    journal.record_load(tx, load, "w")
+    # Then
+    assert _state(tx, "w") == "referenced"
+    # When
+    swept = make_operation(tx, run, 1, "load_state", loads_key="gone")
+    # Then
+    assert swept.loads_key == "gone"
+    assert _state(tx, "gone") is None
+
+
 def test_checkpoints_are_listed_newest_first_in_pages(tx: Connection, run: Run) -> None:
     # Given
     for name in ("a", "b", "c"):
