@@ -20,6 +20,7 @@ from api.cli import process_table
 from api.cli.child import Child, ChildSpec
 from api.cli.child_log import ChildLog
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 READY_POLL_S = 0.03
 BROKER_GRACE_S = 5.0
 TELL_WHY_MAX = 2
@@ -58,7 +59,7 @@ class Supervisor:
         self.children = [Child(spec, self._open_log(spec)) for spec in specs]
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT, then stop everything; a second signal does not wait for running work."""
+        """Run until SIGTERM, SIGINT or SIGHUP, then stop everything; a second signal does not wait for running work."""
         with self._signals():
             while not self._is_over():
                 for child in self.children:
@@ -190,9 +191,10 @@ class Supervisor:
         for fd in (read_fd, write_fd):
             os.set_blocking(fd, False)
         self._selector.register(read_fd, selectors.EVENT_READ, lambda: self._take_signals(read_fd))
-        previous = {
-            number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-        }
+        taken = {*STOP_SIGNALS, signal.SIGCHLD}
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as nohup sets it
+            taken.remove(signal.SIGHUP)
+        previous = {number: signal.signal(number, _ignore) for number in taken}
         previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         try:
             yield
@@ -207,7 +209,7 @@ class Supervisor:
     def _take_signals(self, read_fd: int) -> None:
         with contextlib.suppress(BlockingIOError):
             for number in os.read(read_fd, 256):
-                if number in (signal.SIGTERM, signal.SIGINT):
+                if number in STOP_SIGNALS:
                     self._request_stop()
 
 
