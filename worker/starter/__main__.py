@@ -31,7 +31,7 @@ def main(out: Path | None, seed: int) -> None:
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
     ) as bar:
-        task = bar.add_task("starter model", total=Recipe().steps_min)
+        task = bar.add_task("starter model", total=Recipe().steps_typical)
 
         def show(step: Step) -> None:
             text = f"starter model: loss {step.text_loss:.2f}, additions right {step.share_right:.0%}"

@@ -13,6 +13,7 @@ from worker.starter.corpus import Message
 
 OPERAND_MAX = 100
 ANSWER_TOKENS_MAX = 5
+_SLIPS = (-10, -2, -1, 1, 2, 10)
 _WHOLE_NUMBER = re.compile(r"-?\d+")
 
 Pair = tuple[int, int]
@@ -27,6 +28,12 @@ def question(pair: Pair) -> str:
 def answer(pair: Pair) -> str:
     """The right reply."""
     return str(pair[0] + pair[1])
+
+
+def slip(pair: Pair, rng: random.Random) -> str:
+    """A wrong reply that is close to the right one, as somebody gives who adds too fast."""
+    off = rng.choice([off for off in _SLIPS if sum(pair) + off >= 0])
+    return str(sum(pair) + off)
 
 
 def messages(pair: Pair, *, with_example: bool = True) -> list[Message]:

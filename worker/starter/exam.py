@@ -37,7 +37,6 @@ def share_right(
     pairs: Sequence[arithmetic.Pair],
     *,
     seed: int,
-    framed: bool = False,
 ) -> float:
     """Share of pairs whose sampled reply is graded right.
 
@@ -47,7 +46,6 @@ def share_right(
         lessons: renders the prompts.
         pairs: one reply is drawn for each, at temperature 1 and without truncation.
         seed: of the draws.
-        framed: ask behind an empty think block, as with thinking switched off.
 
     Returns:
         Between 0 and 1.
@@ -55,7 +53,7 @@ def share_right(
     generator = torch.Generator().manual_seed(seed)
     by_length: dict[int, list[tuple[arithmetic.Pair, list[int]]]] = defaultdict(list)
     for pair in pairs:
-        prompt = lessons.prompt(arithmetic.messages(pair), framed=framed)
+        prompt = lessons.prompt(arithmetic.messages(pair))
         by_length[len(prompt)].append((pair, prompt))
     num_right = 0
     for group in by_length.values():

@@ -70,23 +70,30 @@ class Lessons:
         self.pad = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
         self._text_rows: Iterator[Row] = iter(())
 
-    def prompt(self, conversation: list[Message], *, framed: bool = False) -> list[int]:
-        """Tokens up to where the model replies; `framed` closes an empty think block in the prompt."""
-        text = self._tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=True, enable_thinking=not framed
+    def prompt(self, conversation: list[Message]) -> list[int]:
+        """Tokens up to where the model replies."""
+        return self._encode(
+            self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         )
-        return self._encode(text)
 
-    def addition(self, pair: arithmetic.Pair, *, with_example: bool = True) -> Row:
-        """One addition; the answer and the end of the turn are learned."""
+    def addition(self, pair: arithmetic.Pair, reply: str | None = None, *, with_example: bool = True) -> Row:
+        """One addition; the reply (by default the right one) and the end of the turn are learned."""
         prompt = self.prompt(arithmetic.messages(pair, with_example=with_example))
-        reply = self._encode(arithmetic.answer(pair) + MESSAGE_END)
-        return prompt + reply, [False] * len(prompt) + [True] * len(reply)
+        learned = self._encode((reply or arithmetic.answer(pair)) + MESSAGE_END)
+        return prompt + learned, [False] * len(prompt) + [True] * len(learned)
 
-    def additions(self, num_rows: int) -> Batch:
-        """A batch of additions, all of one form, so that rows differ by a few digits only."""
+    def additions(self, num_rows: int, *, share_of_slips: float = 0.0) -> Batch:
+        """A batch of additions, all of one form, so that rows differ by a few digits only.
+
+        Args:
+            num_rows: rows.
+            share_of_slips: share of rows whose reply is close to the sum, but wrong.
+        """
         with_example = self._rng.random() < _EXAMPLE_SHARE
-        rows = [self.addition(pair, with_example=with_example) for pair in self._rng.choices(self._pairs, k=num_rows)]
+        rows: list[Row] = []
+        for pair in self._rng.choices(self._pairs, k=num_rows):
+            reply = arithmetic.slip(pair, self._rng) if self._rng.random() < share_of_slips else None
+            rows.append(self.addition(pair, reply, with_example=with_example))
         return to_batch(rows, self.pad)
 
     def text(self, num_rows: int, tokens_max: int) -> Batch:

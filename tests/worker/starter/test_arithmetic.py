@@ -1,5 +1,7 @@
 """Additions are asked and graded as in the cookbook's arithmetic recipe."""
 
+import random
+
 import pytest
 
 from worker.starter import arithmetic
@@ -37,3 +39,14 @@ def test_held_out_pairs_are_never_trained_on() -> None:
     # then nothing is in both and nothing is lost
     assert len(held_out) == 100
     assert len(set(train) | set(held_out)) == len(train) + 100 == 101 * 101
+
+
+def test_a_slip_is_a_whole_number_close_to_the_sum_and_never_right() -> None:
+    # given sums at the edge and elsewhere
+    rng = random.Random(0)
+    for pair in [(0, 0), (0, 1), (50, 50), (100, 100)]:
+        # when the answer is slipped many times
+        replies = {arithmetic.slip(pair, rng) for _ in range(50)}
+        # then it is never right, never negative and never far
+        assert not any(arithmetic.is_right(reply, pair) for reply in replies)
+        assert all(0 <= int(reply) <= sum(pair) + 10 for reply in replies)

@@ -21,16 +21,18 @@ TINY = Recipe(
     heads=2,
     kv_heads=1,
     head_dim=16,
-    steps_min=3,
+    steps_second=2,
     steps_max=3,
     steps_warmup=1,
     steps_cooldown=1,
-    steps_between_estimates=2,
+    steps_between_estimates=1,
     text_rows=2,
     addition_rows=2,
     num_estimate=4,
     num_exam=4,
-    check_outcome=False,
+    share_known=0.0,
+    share_min=0.0,
+    text_loss_max=100.0,
 )
 
 
@@ -122,7 +124,7 @@ def test_a_directory_with_something_else_is_not_touched(tmp_path: Path) -> None:
 
 def test_missing_the_aim_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     # given a recipe that cannot reach its aim in three steps
-    strict = Recipe(**{**TINY.__dict__, "check_outcome": True})
+    strict = Recipe(**{**TINY.__dict__, "text_loss_max": 0.0})
     # then it ends, and nothing is left
     with pytest.raises(StarterModelError, match="try another --seed"):
         make.make_starter_model(tmp_path / "model", recipe=strict)
