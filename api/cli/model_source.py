@@ -64,12 +64,12 @@ def _make_starter() -> Path:
 
 def _download(model: str) -> Path:
     """Only weights, config and tokenizer; the hub's cache keeps them for the next time."""
+    from httpx2 import HTTPError  # what huggingface_hub speaks HTTP with
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from requests.exceptions import RequestException
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(model, allow_patterns=list(TAKEN)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RequestException, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CliError(f"{model!r} is no directory here and cannot be fetched from the hub: {reason}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +186,17 @@ def test_path_that_does_not_exist_is_not_taken_for_a_hub_id(data_dir: Path) -> N
     refused = run(data_dir, "models", "add", "/no/such/directory")
     assert refused.exit_code == 1
     assert "neither a directory nor a hub id" in refused.output
+
+
+def test_hub_that_cannot_be_reached_is_said_in_one_line(data_dir: Path) -> None:
+    # given a process that may not use the network
+    offline = "import huggingface_hub.constants as c; c.HF_HUB_OFFLINE = True; from api.cli import main; main()"
+    command = [sys.executable, "-P", "-c", offline, "models", "add", "acme/no-such-model", "--data-dir", str(data_dir)]
+
+    # when
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    # then
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Error: 'acme/no-such-model' is no directory here and cannot be fetched")
+    assert refused.stderr.count("\n") == 1
