@@ -84,12 +84,19 @@ class SampleTurn:
         failed = [claimed for claimed in arrived if claimed.failure is not None]
         for claimed in arrived:
             if claimed.failure is None and claimed.model is not None and claimed.body is not None:
-                self._claimed[claimed.operation.request_id] = claimed
-                claimed.model.sampler.submit(claimed.operation.request_id, claimed.body, claimed.adapter)
+                self._submit(claimed.model, claimed, claimed.body)
         if failed:
             self._committer.commit_samples(
                 [self._commit_of(claimed, claimed.failure) for claimed in failed if claimed.failure is not None]
             )
+
+    def _submit(self, model: ResidentModel, claimed: ClaimedSample, body: Sample) -> None:
+        """Begin a sample; one whose claim had expired and is ours again starts over, as the new attempt."""
+        request_id = claimed.operation.request_id
+        if request_id in self._claimed:
+            model.sampler.cancel(request_id)
+        self._claimed[request_id] = claimed
+        model.sampler.submit(request_id, body, claimed.adapter)
 
     def take(self, model: ResidentModel) -> SampleReport:
         """One step of a model's sampler: every sequence in it moves on by a token or a part of its prompt."""
@@ -97,14 +104,14 @@ class SampleTurn:
             step = model.sampler.step()
         except Exception as error:
             return self._give_up(model, error)
-        shares = split_ns(step.device_ns, list(step.work.values())) if step.work else []
-        for request_id, share in zip(step.work, shares, strict=True):
-            self._claimed[request_id].device_ns += share
+        *shares, overhead_ns = split_ns(step.device_ns, [*step.work.values(), step.overhead])
         per_account: dict[str, int] = {}
         for request_id, share in zip(step.work, shares, strict=True):
-            account = self._claimed[request_id].operation.account_id
+            claimed = self._claimed[request_id]
+            claimed.device_ns += share
+            account = claimed.operation.account_id
             per_account[account] = per_account.get(account, 0) + share
-        commits, overhead_ns = [], 0
+        commits = []
         for finished in step.finished:
             claimed = self._claimed.pop(finished.request_id)
             tokens = (finished.tokens_prefilled, finished.tokens_cached, finished.tokens_sampled)
