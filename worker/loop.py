@@ -23,10 +23,10 @@ from storage.open import Storage
 from worker.active_run import ActiveRun, Queued
 from worker.commit import retrying
 from worker.fairness import Activity, Claimant, FairShare
-from worker.sample_turn import ClaimedSample, SampleTurn
+from worker.sample_turn import ClaimedSample, SampleReport, SampleTurn
 from worker.settings import WorkerSettings
 from worker.takeover import Takeover, replay
-from worker.train_turn import TrainTurn
+from worker.train_turn import TrainTurn, TurnReport
 from worker.writeback import WriteBack, write_snapshot
 
 log = structlog.get_logger()
@@ -242,7 +242,7 @@ class EngineLoop(threading.Thread):
         account, activity = order[0]
         if activity is Activity.SAMPLING:
             report = self._samples.take(self._samples.model_of(account))
-            self._charge(Activity.SAMPLING, report.device_ns, report.overhead_ns)
+            self._charge(Activity.SAMPLING, report)
             self._on_room()
             return True
         return self._train_together(ready, [name for name, kind in order if kind is Activity.TRAINING])
@@ -256,14 +256,14 @@ class EngineLoop(threading.Thread):
             run.used_at = time.monotonic()
         if report is None:
             return False
-        self._charge(Activity.TRAINING, report.device_ns, report.overhead_ns)
+        self._charge(Activity.TRAINING, report)
         return True
 
-    def _charge(self, activity: Activity, device_ns: dict[str, int], overhead_ns: int) -> None:
-        for account, consumed in device_ns.items():
+    def _charge(self, activity: Activity, report: TurnReport | SampleReport) -> None:
+        for account, consumed in report.device_ns.items():
             self._fair.charge((account, activity), consumed)
-            self._busy_ns += consumed
-        self._overhead_ns += overhead_ns
+        self._busy_ns += report.busy_ns
+        self._overhead_ns += report.overhead_ns
 
     def _store_busy(self) -> None:
         if self._busy_ns == 0:

@@ -41,9 +41,10 @@ class ClaimedSample:
 
 @dataclass(frozen=True)
 class SampleReport:
-    """What one step consumed: device time per account, and of it what is not billed, in nanoseconds."""
+    """What one step consumed, in nanoseconds: per account, in all, and what of it all is not billed."""
 
     device_ns: dict[str, int]
+    busy_ns: int
     overhead_ns: int
 
 
@@ -119,7 +120,7 @@ class SampleTurn:
             overhead_ns += claimed.device_ns if isinstance(finished.outcome, Failure) else 0
         if commits:
             self._committer.commit_samples(commits)
-        return SampleReport(per_account, overhead_ns)
+        return SampleReport(per_account, step.device_ns, overhead_ns)
 
     def _give_up(self, model: ResidentModel, error: Exception) -> SampleReport:
         """Fail what was in a step that could not be computed; nothing of it is billed."""
@@ -130,7 +131,7 @@ class SampleTurn:
             model.sampler.cancel(claimed.operation.request_id)
             del self._claimed[claimed.operation.request_id]
         self._committer.commit_samples([self._commit_of(claimed, failure) for claimed in broken])
-        return SampleReport({}, sum(claimed.device_ns for claimed in broken))
+        return SampleReport({}, 0, sum(claimed.device_ns for claimed in broken))
 
     def _commit_of(
         self, claimed: ClaimedSample, outcome: Outcome, prefilled: int = 0, cached: int = 0, sampled: int = 0

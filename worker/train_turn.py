@@ -73,11 +73,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class TurnReport:
-    """What a turn consumed: device time per account, and of it what is not billed, in nanoseconds."""
+    """What a turn consumed, in nanoseconds: per account, in all, and what of it all is not billed."""
 
     device_ns: dict[str, int]
+    busy_ns: int
     overhead_ns: int
-    lost: set[str]
 
 
 class TrainTurn:
@@ -313,7 +313,7 @@ class TrainTurn:
                 per_account[account] = per_account.get(account, 0) + device_ns
                 if plan.run.id in lost or isinstance(plan.outcomes[seq], Failure):
                     overhead_ns += device_ns
-        return TurnReport(per_account, overhead_ns, lost)
+        return TurnReport(per_account, sum(per_account.values()), overhead_ns)
 
 
 def _move_on(plan: Plan) -> None:
