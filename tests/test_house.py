@@ -67,6 +67,16 @@ def test_the_page_of_settings_is_that_of_the_code() -> None:
     assert PAGE.read_text(encoding="utf-8") == settings_table.render(), "run: python -m tests.settings_table"
 
 
+def test_a_variable_that_several_processes_read_means_the_same_to_all() -> None:
+    # Given
+    defaults: dict[str, set[str]] = {}
+    for settings in CLASSES:
+        for name, field in settings.model_fields.items():
+            defaults.setdefault(name, set()).add(f"{field.annotation} = {field.default!r}")
+    # Then
+    assert {name: meanings for name, meanings in defaults.items() if len(meanings) > 1} == {}
+
+
 def test_every_settings_class_stands_on_the_page() -> None:
     # When
     found = {
