@@ -38,7 +38,7 @@ def create_app(services: Services | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        to_thread.current_default_thread_limiter().total_tokens = joined.settings.threads
+        to_thread.current_default_thread_limiter().total_tokens = joined.settings.api_threads
         if joined.subscription is not None:
             joined.subscription.start()
         safety_reads = asyncio.create_task(joined.waiters.safety_reads())

@@ -18,7 +18,7 @@ class ApiSettings(BaseSettings):
     )
     body_bytes_max: int = Field(256 * 2**20, description="largest body of a training request, after decompression")
     json_bytes_max: int = Field(32 * 2**20, description="largest JSON body; JSON takes many times its size in memory")
-    threads: int = Field(12, description="threads for requests; each may hold one database connection")
+    api_threads: int = Field(12, description="threads for requests; each may hold one database connection")
     poll_s: float = Field(25.0, description="how long `retrieve_future` holds a request before it answers 408")
     signed_url_s: int = Field(3600, description="how long a download link is valid")
     url_signing_key: str = Field(
