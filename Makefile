@@ -5,7 +5,7 @@ VENV       := .venv
 CLIENT     := .venv-client
 BIN        := $(VENV)/bin
 PIP        := -m pip install -qq --no-compile --disable-pip-version-check
-PYTEST     := $(BIN)/python -m pytest -p tests.plugins.suite_times
+PYTEST     := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.plugins.suite_times
 BASE_MODEL ?= starter
 ARGS       ?=
 
