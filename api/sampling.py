@@ -46,6 +46,7 @@ def create_session(services: Services, account_id: str, body: bodies.CreateSampl
             account_id=account_id,
             session_id=session.id,
             sampling_session_seq_id=body.sampling_session_seq_id,
+            run_id=checkpoint.run_id if checkpoint is not None and checkpoint.account_id == account_id else None,
             base_model=base_model,
             now=now,
             model_path=None if path is None else str(path),

@@ -7,18 +7,27 @@ follows waits for it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import Connection
 
 from jobs import operations
 from jobs.dispatch import Dispatcher
 from jobs.operations import Body, CreateModel, Failure, Kind, LoadState, LoraConfig, Sample
 from storage import journal, keys, payloads, runs
 from storage.checkpoints import Checkpoint
+from storage.errors import UploadGoneError
 from storage.journal import Refusal, Status
 from storage.open import Storage
 from storage.payloads import Stored
 from storage.runs import Run, SamplingSession, Session
+
+log = structlog.get_logger()
+
+SEQ_AHEAD_MAX = 100_000
+"""How far a `seq` may run ahead of what has been executed: each missing one before it may have to be closed."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +100,11 @@ class Submitter:
 
     def training(self, run: Run, seq: int, body: Body | Failure, *, kind: Kind) -> Accepted:
         """Accept operation `seq` of a run; a `Failure` in place of the body is recorded as its outcome."""
-        stored = Stored()
-        if not isinstance(body, Failure):
-            stored = self._storage.payloads.put(operations.encode(body), keys.payload_key(run.id, seq))
-        database = self._storage.database
-        with database.begin() as tx:
-            refusal = _stillborn(journal.find_operation(tx, f"{run.id}:0")) or _refusal(body)
-            request_id, new = journal.accept_training(
+        if seq > run.state_seq + SEQ_AHEAD_MAX:
+            body = Failure(f"seq_id {seq} is too far ahead: the run is at {run.state_seq}; number requests one by one")
+
+        def write(tx: Connection, stored: Stored) -> tuple[str, bool]:
+            return journal.accept_training(
                 tx,
                 account_id=run.account_id,
                 run_id=run.id,
@@ -105,12 +112,12 @@ class Submitter:
                 kind=kind,
                 base_model=run.base_model,
                 payload=stored,
-                now=database.now(tx),
-                refusal=refusal,
+                now=self._storage.database.now(tx),
+                refusal=_stillborn(journal.find_operation(tx, f"{run.id}:0")) or _refusal(body),
                 gradients=kind is Kind.FORWARD_BACKWARD,
             )
-            if new:
-                payloads.name(tx, stored)
+
+        request_id, _ = self._store_and_write(body, run.id, seq, write)
         self._dispatcher.announce_run(run.id)
         return Accepted(request_id, run.id)
 
@@ -118,12 +125,9 @@ class Submitter:
         """Accept a sample; a `Failure` in place of the body is recorded as its outcome."""
         if session.ended_at is not None:
             body = Failure("the sampling session has ended: its client was gone for long; make a new one")
-        stored = Stored()
-        if not isinstance(body, Failure):
-            stored = self._storage.payloads.put(operations.encode(body), keys.payload_key(session.id, seq))
-        database = self._storage.database
-        with database.begin() as tx:
-            request_id, new = journal.accept_sample(
+
+        def write(tx: Connection, stored: Stored) -> tuple[str, bool]:
+            return journal.accept_sample(
                 tx,
                 account_id=session.account_id,
                 sampling_session_id=session.id,
@@ -132,14 +136,32 @@ class Submitter:
                 base_model=session.base_model,
                 payload=stored,
                 num_sequences=num_samples,
-                now=database.now(tx),
+                now=self._storage.database.now(tx),
                 refusal=_refusal(body),
             )
-            if new:
-                payloads.name(tx, stored)
+
+        request_id, new = self._store_and_write(body, session.id, seq, write)
         if new and not isinstance(body, Failure):
             self._dispatcher.announce_samples()
         return Accepted(request_id)
+
+    def _store_and_write(
+        self, body: Body | Failure, owner_id: str, seq: int, write: Callable[[Connection, Stored], tuple[str, bool]]
+    ) -> tuple[str, bool]:
+        """Store the payload, then write the row that names it; again if the upload was swept away in between."""
+        encoded = None if isinstance(body, Failure) else operations.encode(body)
+        while True:
+            stored = Stored()
+            if encoded is not None:
+                stored = self._storage.payloads.put(encoded, keys.payload_key(owner_id, seq))
+            try:
+                with self._storage.database.begin() as tx:
+                    request_id, new = write(tx, stored)
+                    if new:
+                        payloads.name(tx, stored)
+                return request_id, new
+            except UploadGoneError as error:
+                log.warning("upload_was_too_slow", key=error.key)
 
     def _new_run(
         self,

@@ -21,7 +21,13 @@ from jobs import operations
 from jobs.operations import Category, Failure, Outcome
 from storage import journal, keys, leases, payloads
 from storage.checkpoints import CheckpointExistsError
-from storage.errors import ClaimLostError, DatabaseUnavailableError, LeaseLostError, ObjectStoreUnavailableError
+from storage.errors import (
+    ClaimLostError,
+    DatabaseUnavailableError,
+    LeaseLostError,
+    ObjectStoreUnavailableError,
+    UploadGoneError,
+)
 from storage.journal import Operation, Refusal
 from storage.leases import Lease
 from storage.open import Storage
@@ -88,7 +94,8 @@ class Committer:
         """Commit a turn's training operations.
 
         Returns:
-            Runs whose lease was lost: nothing of theirs was written, and their state in memory is void.
+            Runs of which nothing was written: their lease was lost, or this worker was stopped for so long that what it
+            had uploaded was swept away. Their state in memory is void, and whoever takes them over computes again.
         """
         commits = sorted(commits, key=lambda commit: commit.run.id)  # as `leases.renew` does: no deadlocks
         stored = [[self._store(done) for done in commit.done] for commit in commits]
@@ -103,7 +110,11 @@ class Committer:
                     log.warning("commit_discarded", run=commit.run.id, epoch=error.epoch, holder=error.holder)
                     lost.add(commit.run.id)
 
-        self._until_known(write)
+        try:
+            self._until_known(write)
+        except UploadGoneError as error:
+            log.error("commit_discarded", key=error.key, runs=[commit.run.id for commit in commits])
+            return {commit.run.id for commit in commits}
         kept = (commit for commit in commits if commit.run.id not in lost)
         self._publish(
             [done.operation.request_id for commit in kept for done in commit.done if done.outcome is not None]
@@ -111,7 +122,7 @@ class Committer:
         return lost
 
     def commit_samples(self, commits: Sequence[SampleCommit]) -> None:
-        """Commit samples; one whose claim was lost is discarded, its usage too."""
+        """Commit samples; one whose claim was lost, or whose upload was swept away, is discarded, its usage too."""
         stored = [self._store_outcome(commit.operation.request_id, commit.outcome) for commit in commits]
         finished: list[str] = []
 
@@ -119,9 +130,10 @@ class Committer:
             finished.clear()
             for commit, outcome in zip(commits, stored, strict=True):
                 try:
-                    self._write_sample(tx, commit, outcome)
-                except ClaimLostError as error:
-                    log.warning("sample_discarded", request=error.request_id, attempt=error.attempt)
+                    with tx.begin_nested():
+                        self._write_sample(tx, commit, outcome)
+                except (ClaimLostError, UploadGoneError) as error:
+                    log.warning("sample_discarded", request=commit.operation.request_id, reason=str(error))
                 finished.append(commit.operation.request_id)
 
         self._until_known(write)
