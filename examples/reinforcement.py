@@ -44,11 +44,10 @@ class Problem:
             {"role": "user", "content": f"What is {self.x} + {self.y}?"},
         ]
 
-    def prompt(self, tokenizer: Any) -> list[int]:
-        """The tokens to answer; a model that can think is told not to."""
-        text = tokenizer.apply_chat_template(
-            self.messages(), tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+    def prompt(self, tokenizer: Any, *, thinking: bool) -> list[int]:
+        """The tokens to answer, through the model's chat template."""
+        choice = {} if thinking else {"enable_thinking": False}
+        text = tokenizer.apply_chat_template(self.messages(), tokenize=False, add_generation_prompt=True, **choice)
         tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
         return tokens
 
@@ -80,7 +79,7 @@ def make_datum(prompt: list[int], answer: list[int], logprobs: list[float], adva
 
 
 def roll_out(
-    sampler: tinker.SamplingClient, tokenizer: Any, problems: list[Problem], group_size: int
+    sampler: tinker.SamplingClient, problems: list[Problem], tokenizer: Any, args: argparse.Namespace
 ) -> tuple[list[types.Datum], float]:
     """Sample a group of answers to every problem, all at the same time, and reward them.
 
@@ -88,8 +87,8 @@ def roll_out(
         The datums of all groups whose answers differ in reward, and the share of right answers.
     """
     params = types.SamplingParams(max_tokens=ANSWER_TOKENS_MAX, temperature=1.0, stop=[tokenizer.eos_token_id])
-    prompts = [problem.prompt(tokenizer) for problem in problems]
-    futures = [sampler.sample(types.ModelInput.from_ints(prompt), group_size, params) for prompt in prompts]
+    prompts = [problem.prompt(tokenizer, thinking=not args.no_thinking) for problem in problems]
+    futures = [sampler.sample(types.ModelInput.from_ints(prompt), args.group_size, params) for prompt in prompts]
     datums, all_rewards = [], []
     for problem, prompt, future in zip(problems, prompts, futures, strict=True):
         answers = future.result().sequences
@@ -113,7 +112,7 @@ def train(client: tinker.TrainingClient, tokenizer: Any, args: argparse.Namespac
         sampler = client.save_weights_and_get_sampling_client()
         for _ in range(args.steps):
             problems = [Problem(rng.randint(0, OPERAND_MAX), rng.randint(0, OPERAND_MAX)) for _ in range(args.groups)]
-            datums, share = roll_out(sampler.result(), tokenizer, problems, args.group_size)
+            datums, share = roll_out(sampler.result(), problems, tokenizer, args)
             shares.append(share)
             if datums:  # all three are submitted before any of them is waited for
                 forward_backward = client.forward_backward(datums, "importance_sampling")
@@ -148,6 +147,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=16, help="additions in one step")
     parser.add_argument("--group-size", type=int, default=8, help="answers sampled to each addition")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of Adam; 0 changes nothing")
+    parser.add_argument("--no-thinking", action="store_true", help="tell a model that thinks to answer at once")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapter")
     parser.add_argument("--plot", type=Path, default=Path("reinforcement.png"), help="where the plot is written")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter's start and the additions asked")

@@ -21,8 +21,8 @@ from recipes import Check
 from service import Service, end_group
 
 ROOT = Path(__file__).parents[2]
-SL_LIMIT_S = 240.0
-RL_LIMIT_S = 300.0
+SL_LIMIT_S = 600.0
+RL_LIMIT_S = 900.0
 STOP_S = 10.0
 TAIL_LINES = 40
 

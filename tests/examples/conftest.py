@@ -12,7 +12,7 @@ END = "\x03"
 
 
 class CharacterTokenizer:
-    """A token per character; a turn is `role:content` and an end character, then a newline."""
+    """A token per character; a turn is `role:content`, an end character and a newline; `<>` is a closed think block."""
 
     eos_token_id = ord(END)
 
@@ -25,9 +25,13 @@ class CharacterTokenizer:
         enable_thinking: bool = True,
     ) -> str:
         assert not tokenize
-        assert enable_thinking is not add_generation_prompt
-        turns = "".join(f"{m['role']}:{m['content']}{END}\n" for m in messages)
-        return turns + ("assistant:" if add_generation_prompt else "")
+        turns = "".join(f"{m['role']}:{m['content']}{END}\n" for m in messages[:-1])
+        if messages:  # the turn that is being produced opens with the block, as in templates of models that think
+            last = messages[-1]
+            block = "<>" if last["role"] == "assistant" else ""
+            turns += f"{last['role']}:{block}{last['content']}{END}\n"
+        thought = "" if enable_thinking else "<>"
+        return turns + (f"assistant:{thought}" if add_generation_prompt else "")
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         assert not add_special_tokens

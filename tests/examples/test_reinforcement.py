@@ -65,9 +65,22 @@ def test_groups_that_agree_are_left_out_but_count_in_the_share(reinforcement: Mo
     problems = [reinforcement.Problem(1, 2), reinforcement.Problem(5, 6)]
 
     # when
-    datums, share = reinforcement.roll_out(sampler, tokenizer, problems, 2)
+    datums, share = reinforcement.roll_out(
+        sampler, problems, tokenizer, SimpleNamespace(group_size=2, no_thinking=False)
+    )
 
     # then the first group alone teaches: its right answer up, its wrong one down
     assert share == 0.25
     assert [list(datum.loss_fn_inputs["advantages"].data)[-1] for datum in datums] == [1.0, -1.0]
     assert sampler.prompts[0].endswith("assistant:9\x03\nuser:What is 1 + 2?\x03\nassistant:")
+
+
+def test_a_model_that_thinks_can_be_told_to_answer_at_once(reinforcement: ModuleType, tokenizer: Any):
+    # given one addition
+    problem = reinforcement.Problem(1, 2)
+
+    # when the prompt is rendered both ways
+    default, at_once = (problem.prompt(tokenizer, thinking=thinking) for thinking in (True, False))
+
+    # then they differ in the closed think block alone
+    assert "".join(map(chr, at_once)) == "".join(map(chr, default)) + "<>"

@@ -29,7 +29,7 @@ def test_every_answer_is_one_turn_with_all_that_was_said_before_as_its_prompt(su
 
     # then each answer ends where the model should stop, and the second prompt holds the first answer
     first = "system:Be brief.\x03\nuser:One?\x03\nassistant:"
-    assert turns == [(first, "1\x03"), (first + "1\x03\nuser:Two?\x03\nassistant:", "22\x03")]
+    assert turns == [(first + "<>", "1\x03"), (first + "1\x03\nuser:Two?\x03\nassistant:<>", "22\x03")]
 
 
 def test_a_template_that_does_not_continue_its_prompt_is_refused(supervised: ModuleType, tokenizer: Any):
