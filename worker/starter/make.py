@@ -112,6 +112,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(directory: Path, *, seed: int, recipe: Recipe, report: Report) -> None:
+    made_version = version()
     corpus = load_corpus()
     tokenizer = train_tokenizer(corpus.texts())
     pairs, held_out = arithmetic.split_pairs(recipe.num_estimate + recipe.num_exam)
@@ -123,7 +124,7 @@ def _write(directory: Path, *, seed: int, recipe: Recipe, report: Report) -> Non
     model.save_pretrained(directory)
     save_tokenizer(tokenizer, directory)
     made = {
-        "version": version(),
+        "version": made_version,
         "seed": seed,
         "steps": outcome.step,
         "text_loss": round(outcome.text_loss, 4),

@@ -47,7 +47,7 @@ class Recipe:
     steps_cooldown: int = 90
     """Steps at the end of the second term in which the rates fall to a tenth."""
     steps_between_estimates: int = 10
-    share_of_slips: float = 0.55
+    share_of_slips: float = 0.48
     """Share of additions in the second term that are slightly wrong."""
     text_rows: int = 8
     """Of a batch in the first term; the second takes twice as many, and half as many additions."""
