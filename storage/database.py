@@ -20,6 +20,7 @@ from storage.clock import Clock, SystemClock
 from storage.errors import DatabaseUnavailableError
 
 SQLITE_BUSY_S = 30.0
+READ_ONLY_SQLSTATE = "25006"
 
 
 class Database:
@@ -56,23 +57,15 @@ class Database:
             DatabaseUnavailableError: the database cannot be reached; trying again may help. Whether a commit that
                 raised it took effect is unknown: read back.
         """
-        try:
-            with self.engine.begin() as tx:
-                yield tx
-        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
-            reason = getattr(error, "orig", None) or error  # a timeout is the pool's: all connections are in use
-            raise DatabaseUnavailableError(self.url_without_password, str(reason)) from error
+        with self._translated(), self.engine.begin() as tx:
+            yield tx
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads; on SQLite it neither waits for a writer nor makes one wait."""
-        try:
-            with self.engine.connect() as connection:
-                yield connection.execution_options(piecework_read_only=True)
-                connection.rollback()
-        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
-            reason = getattr(error, "orig", None) or error  # a timeout is the pool's: all connections are in use
-            raise DatabaseUnavailableError(self.url_without_password, str(reason)) from error
+        with self._translated(), self.engine.connect() as connection:
+            yield connection.execution_options(piecework_read_only=True)
+            connection.rollback()
 
     def now(self, tx: Connection) -> datetime:
         """The database's time: every process asks the same clock, so leases do not depend on theirs."""
@@ -92,6 +85,20 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlalchemy.exc.TimeoutError as error:  # the pool's: all connections are in use
+            raise DatabaseUnavailableError(self.url_without_password, str(error)) from error
+        except sqlalchemy.exc.DBAPIError as error:
+            away = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InternalError)
+            if not (isinstance(error, away) or error.connection_invalidated):
+                raise
+            if getattr(error.orig, "sqlstate", None) == READ_ONLY_SQLSTATE:
+                self.engine.dispose()  # connections to a server that leads no more: the next ones find the new leader
+            raise DatabaseUnavailableError(self.url_without_password, str(error.orig)) from error
 
 
 def _sqlite_engine(url: sqlalchemy.URL, synchronous: str) -> sqlalchemy.Engine:
