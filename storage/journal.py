@@ -17,7 +17,21 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    and_,
+    exists,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from storage import ids, rows, tables, uploads
 from storage.errors import ClaimLostError, RowNotFoundError
@@ -347,17 +361,23 @@ def _outcome_values(outcome: Stored, worker_id: str, now: datetime) -> dict[str,
 def claim_samples(
     tx: Connection, *, worker_id: str, limit: int, now: datetime, expires_at: datetime, skip_locked: bool
 ) -> Sequence[Operation]:
-    """Take queued samples, oldest first; each claim is one attempt more."""
+    """Take queued samples; each claim is one attempt more.
+
+    Every account that waits gets an equal share of `limit`, oldest first, those with the fewest samples running before
+    others; what is left is filled up with the oldest. So nobody waits behind another account's queue.
+    """
     table = tables.operation
-    waiting = (
-        select(table.c.id)
-        .where(table.c.status == Status.QUEUED, table.c.sampling_session_id.is_not(None))
-        .order_by(table.c.id)
-        .limit(limit)
-    )
-    if skip_locked:
-        waiting = waiting.with_for_update(skip_locked=True)
-    claimed = tx.execute(waiting).scalars().all()
+
+    def oldest(number: int, *conditions: ColumnElement[bool]) -> Sequence[int]:
+        query = select(table.c.id).where(_sample_waits(table), *conditions).order_by(table.c.id).limit(number)
+        return tx.execute(query.with_for_update(skip_locked=True) if skip_locked else query).scalars().all()
+
+    waiting = _accounts_with_samples(tx)[:limit]
+    claimed: list[int] = []
+    for account_id in waiting if len(waiting) > 1 else ():
+        claimed.extend(oldest(limit // len(waiting), table.c.account_id == account_id))
+    if waiting and len(claimed) < limit:
+        claimed.extend(oldest(limit - len(claimed), table.c.id.not_in(claimed)))
     if not claimed:
         return []
     tx.execute(
@@ -373,6 +393,31 @@ def claim_samples(
     )
     rows = tx.execute(_operations().where(table.c.id.in_(claimed)).order_by(table.c.id))
     return [_from_row(row._mapping) for row in rows]
+
+
+def _accounts_with_samples(tx: Connection) -> Sequence[str]:
+    """Accounts with queued samples: those with the fewest running first, then those that have waited longest."""
+    table, later = tables.operation, tables.operation.alias("later")
+    first = select(func.min(table.c.account_id).label("id")).where(_sample_waits(table))
+    account = first.cte("account", recursive=True)  # steps from account to account in the index, however long a queue
+    following = select(func.min(later.c.account_id)).where(_sample_waits(later), later.c.account_id > account.c.id)
+    account = account.union_all(select(following.scalar_subquery()).where(account.c.id.is_not(None)))
+    oldest = select(func.min(table.c.id)).where(_sample_waits(table), table.c.account_id == account.c.id)
+    waiting = tx.execute(select(account.c.id, oldest.scalar_subquery()).where(account.c.id.is_not(None))).all()
+    if len(waiting) < 2:
+        return [account_id for account_id, _ in waiting]
+    running = (
+        select(table.c.account_id, func.count())
+        .where(table.c.status == Status.RUNNING, table.c.sampling_session_id.is_not(None))
+        .group_by(table.c.account_id)
+    )
+    num_running: dict[str, int] = dict(tx.execute(running).all())  # type: ignore[arg-type]  # rows are pairs
+    return [id_ for id_, _ in sorted(waiting, key=lambda row: (num_running.get(row[0], 0), row[1]))]
+
+
+def _sample_waits(table: FromClause) -> ColumnElement[bool]:
+    """In the words of the partial indexes, since a bound parameter would keep databases from using them."""
+    return and_(table.c.status == literal_column("'queued'"), table.c.sampling_session_id.is_not(None))
 
 
 def check_claim(tx: Connection, operation: Operation, *, worker_id: str) -> None:
@@ -401,6 +446,15 @@ def renew_claims(tx: Connection, operation_ids: Sequence[int], *, worker_id: str
     tx.execute(held.values(claim_expires_at=expires_at))
 
 
+def standing_claims(tx: Connection, operation_ids: Sequence[int], *, worker_id: str) -> set[int]:
+    """Those of these samples that a worker still has claimed: not cancelled, and not claimed by another."""
+    table = tables.operation.c
+    query = select(table.id).where(
+        table.id.in_(operation_ids), table.worker_id == worker_id, table.status == Status.RUNNING
+    )
+    return set(tx.execute(query).scalars())
+
+
 def release_claims(tx: Connection, *, now: datetime, worker_id: str | None = None) -> int:
     """Put samples back whose claim expired, or all that a worker (known to be gone) has claimed; returns how many."""
     table = tables.operation
@@ -411,26 +465,50 @@ def release_claims(tx: Connection, *, now: datetime, worker_id: str | None = Non
 
 def samples_wait(tx: Connection) -> bool:
     """Whether any sample is queued."""
-    table = tables.operation.c
-    waiting = exists().where(table.status == Status.QUEUED, table.sampling_session_id.is_not(None))
-    return bool(tx.execute(select(waiting)).scalar_one())
+    return oldest_waiting_sample(tx) is not None
+
+
+def oldest_waiting_sample(tx: Connection) -> int | None:
+    """The queued sample that was accepted first."""
+    table = tables.operation
+    query = select(table.c.id).where(_sample_waits(table)).order_by(table.c.id).limit(1)
+    found: int | None = tx.execute(query).scalar_one_or_none()
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- stalled and gaps
 
 
-def stalled_runs(tx: Connection, *, now: datetime, accepted_before: datetime, limit: int) -> Sequence[str]:
-    """Runs whose next operation waits since `accepted_before` while nobody holds their lease."""
+@dataclass(frozen=True)
+class StalledRun:
+    """A run whose next operation has waited too long.
+
+    Attributes:
+        held: whether a worker holds its lease; that worker may be busy, or may have missed its message.
+    """
+
+    id: str
+    state_seq: int
+    lease_epoch: int
+    held: bool
+
+
+def stalled_runs(tx: Connection, *, now: datetime, accepted_before: datetime, limit: int) -> Sequence[StalledRun]:
+    """Runs whose next operation waits since `accepted_before`: nobody holds their lease, or the holder has not begun.
+
+    Those that have waited longest come first.
+    """
     run, operation = tables.run, tables.operation
-    unheld = or_(run.c.lease_worker.is_(None), run.c.lease_expires_at < now)
+    held = and_(run.c.lease_worker.is_not(None), run.c.lease_expires_at >= now)
     query = (
-        select(run.c.id)
+        select(run.c.id, run.c.state_seq, run.c.lease_epoch, held.label("held"))
         .join(operation, and_(operation.c.run_id == run.c.id, operation.c.seq == run.c.state_seq + 1))
-        .where(unheld, operation.c.accepted_at < accepted_before)
+        .where(operation.c.accepted_at < accepted_before, or_(not_(held), operation.c.status != Status.RUNNING))
         .where(run.c.id.in_(select(operation.c.run_id).where(operation.c.status.in_(OPEN)).distinct()))
+        .order_by(operation.c.id)
         .limit(limit)
     )
-    return tx.execute(query).scalars().all()
+    return [StalledRun(row.id, row.state_seq, row.lease_epoch, bool(row.held)) for row in tx.execute(query)]
 
 
 def gaps(tx: Connection, *, accepted_before: datetime, limit: int) -> Sequence[tuple[str, int, int]]:
@@ -488,15 +566,25 @@ def close_gap(tx: Connection, run_id: str, seq: int, *, error: str, now: datetim
     return new
 
 
-def first_missing(tx: Connection, run_id: str) -> int | None:
-    """The `seq` a run waits for while later ones are there, or None."""
-    table = tables.operation.c
-    state_seq = tx.execute(select(tables.run.c.state_seq).where(tables.run.c.id == run_id)).scalar_one()
-    query = select(table.seq).where(table.run_id == run_id, table.seq > state_seq).order_by(table.seq)
-    for place, seq in enumerate(tx.execute(query).scalars(), start=state_seq + 1):
-        if seq != place:
-            return place
-    return None
+def first_missing(tx: Connection, run_id: str, *, up_to: int | None = None) -> int | None:
+    """The `seq` a run waits for while later ones are there, or None.
+
+    Args:
+        up_to: a `seq` that is there; only those before it are looked at. None looks at all.
+    """
+    table, following = tables.operation, tables.operation.alias("following")
+    state_seq: int = tx.execute(select(tables.run.c.state_seq).where(tables.run.c.id == run_id)).scalar_one()
+    ahead = and_(table.c.run_id == run_id, table.c.seq > state_seq)
+    if up_to is not None:
+        ahead = and_(ahead, table.c.seq <= up_to)
+    present, last = tx.execute(select(func.count(), func.max(table.c.seq)).where(ahead)).one()
+    if last is None or present == last - state_seq:
+        return None
+    if tx.execute(select(table.c.id).where(ahead, table.c.seq == state_seq + 1)).one_or_none() is None:
+        return state_seq + 1
+    next_is_there = exists().where(following.c.run_id == run_id, following.c.seq == table.c.seq + 1)
+    before_gap = select(table.c.seq).where(ahead, ~next_is_there).order_by(table.c.seq).limit(1)
+    return tx.execute(before_gap).scalar_one() + 1
 
 
 # -------------------------------------------------------------------------------------------------------------- ageing
@@ -517,8 +605,8 @@ class Expired:
     loads_keys: Sequence[str]
 
 
-def expire_outcomes(tx: Connection, *, finished_before: datetime, limit: int) -> Expired:
-    """Forget outcomes that were kept long enough.
+def outcomes_to_expire(tx: Connection, *, finished_before: datetime, limit: int) -> Sequence[int]:
+    """Ids of the operations whose outcomes were kept long enough, the oldest first.
 
     Payloads and outcomes of a run's replay tail stay: they lie after its second-newest snapshot.
     """
@@ -531,13 +619,25 @@ def expire_outcomes(tx: Connection, *, finished_before: datetime, limit: int) ->
         .limit(1)
         .offset(1)
     )
-    old = (
-        select(table.c.id, table.c.payload_key, table.c.outcome_key, table.c.loads_key)
-        .where(table.c.finished_at < finished_before, table.c.expired.is_(False))
+    query = (
+        select(table.c.id)
+        .where(table.c.finished_at < finished_before, text("NOT operation.expired"))  # the partial index's words
         .where(or_(table.c.run_id.is_(None), table.c.seq <= covered.correlate(table).scalar_subquery()))
+        .order_by(table.c.finished_at)
         .limit(limit)
     )
-    rows = tx.execute(old).all()
+    return tx.execute(query).scalars().all()
+
+
+def expire_outcomes(tx: Connection, operation_ids: Sequence[int]) -> Expired:
+    """Forget the outcomes of operations that `outcomes_to_expire` found, unless another has done so meanwhile."""
+    table = tables.operation
+    query = (
+        select(table.c.id, table.c.payload_key, table.c.outcome_key, table.c.loads_key)
+        .where(table.c.id.in_(operation_ids), table.c.expired.is_(False))
+        .with_for_update(skip_locked=True)
+    )
+    rows = tx.execute(query).all()
     tx.execute(
         update(table)
         .where(table.c.id.in_([row.id for row in rows]))

@@ -32,7 +32,7 @@ def main() -> None:
     worker.app.conf.task_queues = [Queue(WORK_QUEUE, durable=True), worker_queue(worker.id)]
 
     def leave(**_: object) -> None:
-        worker.engine.drain()  # tasks that wait for the engine end at once
+        worker.leave()
 
     worker_shutting_down.connect(leave, weak=False)
     worker.start()

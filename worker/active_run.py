@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.operations import Body
+from jobs.operations import Body, Failure
 from storage.journal import Operation
 from storage.leases import Lease
 from storage.runs import Run
@@ -23,6 +23,8 @@ class Queued:
 
     operation: Operation
     body: Body | None
+    failure: Failure | None = None
+    """Why it cannot be executed: its payload is gone or cannot be read."""
 
 
 @dataclass(eq=False)
@@ -38,6 +40,7 @@ class ActiveRun:
         pending: I/O that the operation at the head of the queue waits for: weights being stored or loaded.
         snapshot_seq: state that the newest snapshot holds; -1 before the first.
         writing: whether a snapshot is being uploaded.
+        write_after: monotonic time before which the next snapshot is not begun; grows while uploads fail.
         void: the lease was lost; nothing of this may be used any more.
     """
 
@@ -52,7 +55,8 @@ class ActiveRun:
     gradients_failed: bool = False
     pending: Future[Any] | None = None
     writing: bool = False
-    written_at: float = 0.0
+    write_after: float = 0.0
+    write_failures: int = 0
     void: bool = False
     may_have_more: bool = True
     """Set when the journal may hold operations that are not in `queue` yet."""

@@ -15,7 +15,7 @@ from jobs.app import make_app
 from jobs.dispatch import Dispatcher
 from jobs.results import OutcomePublisher
 from jobs.settings import JobsSettings
-from storage import ids, workers
+from storage import ids, journal, leases, workers
 from storage.open import Storage, open_storage
 from worker import tasks
 from worker.commit import Committer
@@ -24,7 +24,8 @@ from worker.intake import RunIntake
 from worker.keeper import Keeper
 from worker.loop import EngineLoop
 from worker.residency import BaseModels, SamplingAdapters
-from worker.sample_turn import SampleFeeder, SampleTurn
+from worker.sample_feeder import SampleFeeder
+from worker.sample_turn import SampleTurn
 from worker.settings import WorkerSettings
 from worker.train_turn import TrainTurn
 
@@ -44,6 +45,7 @@ class Worker:
     engine: EngineLoop
     feeder: SampleFeeder
     keeper: Keeper
+    dispatcher: Dispatcher
     publisher: OutcomePublisher
     io: ThreadPoolExecutor
 
@@ -53,14 +55,24 @@ class Worker:
         self.feeder.start()
         self.keeper.start()
 
-    def stop(self) -> None:
-        """Finish the turn under way, write back, hand over."""
+    def leave(self) -> None:
+        """Claim nothing more and begin no further turn; tasks that wait for the engine end at once."""
         self.feeder.stop()
         self.engine.drain()
+
+    def stop(self) -> None:
+        """Finish the turn under way, write back, hand over."""
+        self.leave()
         self.engine.join()
         self.keeper.stop()
         with self.storage.database.begin() as tx:
-            workers.record_stopped(tx, self.id, now=self.storage.database.now(tx))
+            now = self.storage.database.now(tx)
+            left = leases.release_worker(tx, self.id)
+            journal.release_claims(tx, now=now, worker_id=self.id)
+            workers.record_stopped(tx, self.id, now=now)
+        for run_id in left:
+            self.dispatcher.announce_run(run_id)
+        self.dispatcher.announce_samples()
         self.publisher.close()
         self.io.shutdown(wait=False, cancel_futures=True)
         self.storage.close()
@@ -87,18 +99,17 @@ def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worke
         train,
         samples,
         worker_id=worker_id,
-        io=io,
         on_room=lambda: feeder.notify(),  # noqa: PLW0108 - made just below
     )
     feeder = SampleFeeder(
         storage,
         models,
         SamplingAdapters(storage, num_max=SAMPLING_ADAPTERS_MAX),
+        samples,
         worker_id=worker_id,
         claim_s=settings.lease_s,
-        room=lambda: settings.samples_max - engine.num_samples(),
+        samples_max=settings.samples_max,
         in_use=engine.models_in_use,
-        deliver=engine.deliver_samples,
     )
     dispatcher = Dispatcher(app, storage.database, message_expires_s=jobs_settings.message_expires_s)
     intake = RunIntake(storage, engine, models, dispatcher, settings, worker_id=worker_id)
@@ -108,7 +119,7 @@ def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worke
         workers.register(
             tx, worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), device=device_name, now=now
         )
-    return Worker(worker_id, app, storage, engine, feeder, Keeper(engine, settings), publisher, io)
+    return Worker(worker_id, app, storage, engine, feeder, Keeper(engine, settings), dispatcher, publisher, io)
 
 
 def choose_device(name: str) -> torch.device:

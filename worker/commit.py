@@ -121,23 +121,29 @@ class Committer:
         )
         return lost
 
-    def commit_samples(self, commits: Sequence[SampleCommit]) -> None:
-        """Commit samples; one whose claim was lost, or whose upload was swept away, is discarded, its usage too."""
+    def commit_samples(self, commits: Sequence[SampleCommit]) -> set[str]:
+        """Commit samples.
+
+        Returns:
+            Request ids of those that were discarded, their usage too: their claim was lost, they had been cancelled, or
+            their upload was swept away.
+        """
         stored = [self._store_outcome(commit.operation.request_id, commit.outcome) for commit in commits]
-        finished: list[str] = []
+        discarded: set[str] = set()
 
         def write(tx: Connection) -> None:
-            finished.clear()
+            discarded.clear()
             for commit, outcome in zip(commits, stored, strict=True):
                 try:
                     with tx.begin_nested():
                         self._write_sample(tx, commit, outcome)
                 except (ClaimLostError, UploadGoneError) as error:
                     log.warning("sample_discarded", request=commit.operation.request_id, reason=str(error))
-                finished.append(commit.operation.request_id)
+                    discarded.add(commit.operation.request_id)
 
         self._until_known(write)
-        self._publish(finished)
+        self._publish([commit.operation.request_id for commit in commits])
+        return discarded
 
     def _store(self, done: Done) -> Stored:
         if done.outcome is None:
@@ -190,8 +196,9 @@ class Committer:
     def _write_sample(self, tx: Connection, commit: SampleCommit, stored: Stored) -> None:
         operation = commit.operation
         written = journal.get_operation(tx, operation.request_id)
-        if written.status in journal.FINAL and written.attempts == operation.attempts:
-            return  # an earlier try of this very commit took effect, or the sample was cancelled
+        decided = written.status in (journal.Status.COMPLETED, journal.Status.FAILED)
+        if decided and (written.attempts, written.worker_id) == (operation.attempts, self._worker_id):
+            return  # an earlier try of this very commit took effect
         journal.check_claim(tx, operation, worker_id=self._worker_id)
         now = self._storage.database.now(tx)
         if isinstance(commit.outcome, Failure):

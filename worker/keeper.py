@@ -40,9 +40,12 @@ class Keeper(threading.Thread):
                 self._engine.renew()
             except DatabaseUnavailableError as error:
                 log.warning("renewal_failed", error=str(error))
+            except Exception:  # without this thread nobody would notice a stuck engine
+                log.exception("renewal_failed")
 
     def _end_if_stuck(self) -> None:
         stuck_s = time.monotonic() - self._engine.progress_at
-        if not self._engine.is_alive() or stuck_s > self._settings.step_deadline_s:
+        ended = not self._engine.is_alive() and not self._engine.is_draining
+        if ended or stuck_s > self._settings.step_deadline_s:
             log.critical("engine_stuck", seconds=round(stuck_s), alive=self._engine.is_alive())
             os._exit(STUCK_EXIT_STATUS)  # threads in native code cannot be ended; the leases expire by themselves

@@ -1,7 +1,7 @@
 """The engine's thread: one turn after the other, training or sampling, for whoever has had the least device time.
 
-Other threads only hand in (`hand_in_run`, `deliver_samples`, `notify_run`) and wait; all computing, and every change of
-a run's state, happens here.
+Other threads only hand in and wait (`roster.py`, `sample_turn.py`); all computing, and every change of a run's state,
+happens here.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from jobs import operations
-from jobs.operations import Body
 from storage import journal, leases, workers
 from storage.errors import DatabaseUnavailableError, StorageError
-from storage.journal import Operation, Status
 from storage.leases import Lease
 from storage.open import Storage
-from worker.active_run import ActiveRun, Queued
+from worker.active_run import ActiveRun
 from worker.commit import retrying
 from worker.fairness import Activity, Claimant, FairShare
-from worker.sample_turn import ClaimedSample, SampleReport, SampleTurn
+from worker.fetching import OperationFetcher
+from worker.roster import Roster
+from worker.sample_turn import SampleReport, SampleTurn
 from worker.settings import WorkerSettings
 from worker.takeover import Takeover, replay
 from worker.train_turn import TrainTurn, TurnReport
@@ -32,13 +30,13 @@ from worker.writeback import WriteBack, write_snapshot
 log = structlog.get_logger()
 
 IDLE_WAIT_S = 0.25
-FETCHED_MOST = 64
 
 
 class EngineLoop(threading.Thread):
     """Orders turns; deciding and computing are elsewhere.
 
     Attributes:
+        roster: the runs this worker holds.
         progress_at: monotonic time of the last sign of life, for the watchdog.
     """
 
@@ -50,7 +48,6 @@ class EngineLoop(threading.Thread):
         samples: SampleTurn,
         *,
         worker_id: str,
-        io: ThreadPoolExecutor,
         on_room: Callable[[], None],
     ) -> None:
         super().__init__(name="engine", daemon=True)
@@ -59,100 +56,47 @@ class EngineLoop(threading.Thread):
         self._train = train
         self._samples = samples
         self._worker_id = worker_id
-        self._io = io
         self._on_room = on_room
         self._fair = FairShare()
-        self._lock = threading.Lock()
         self._wakeup = threading.Event()
         self._draining = threading.Event()
-        self._runs: dict[str, ActiveRun] = {}
-        self._expected: dict[str, Lease] = {}
-        self._arrived_runs: list[Takeover] = []
-        self._arrived_samples: list[ClaimedSample] = []
+        self._fetcher = OperationFetcher(storage)
+        self._writeback = WriteBack(storage, interval_s=settings.writeback_s, wake=self._wakeup.set)
         self._busy_ns = 0
         self._overhead_ns = 0
-        self._writeback = WriteBack(storage, interval_s=settings.writeback_s, wake=self._wakeup.set)
+        self.roster = Roster(self._wakeup.set)
         self.progress_at = time.monotonic()
+        train.wake_after_io(self._wakeup.set)
+        samples.wake_on_arrival(self._wakeup.set)
 
     # ------------------------------------------------------------------------------------------- from other threads
 
-    def notify_run(self, run_id: str) -> bool:
-        """Say that a run may have more operations; False if it is not in memory."""
-        with self._lock:
-            run = self._runs.get(run_id)
-            if run is None or run.void:
-                return False
-            run.may_have_more = True
-            run.idle.clear()
-        self._wakeup.set()
-        return True
-
-    def expect_run(self, lease: Lease) -> None:
-        """Keep a lease whose run is being fetched."""
-        with self._lock:
-            self._expected[lease.run_id] = lease
-
-    def forget_run(self, lease: Lease) -> None:
-        """Keep it no longer: the run could not be fetched."""
-        with self._lock:
-            self._expected.pop(lease.run_id, None)
-
-    def hand_in_run(self, takeover: Takeover) -> None:
-        """Give a run whose lease this worker has taken."""
-        with self._lock:
-            self._expected.pop(takeover.run.id, None)
-            self._arrived_runs.append(takeover)
-        self._wakeup.set()
-
-    def deliver_samples(self, claimed: Sequence[ClaimedSample]) -> None:
-        """Give samples that this worker has claimed."""
-        with self._lock:
-            self._arrived_samples.extend(claimed)
-        self._wakeup.set()
-
     def wait_idle(self, run_id: str, *, timeout_s: float) -> bool:
         """Wait until nothing is left to do for a run; False if time ran out first, or the worker is leaving."""
-        deadline = time.monotonic() + timeout_s
-        while (left_s := deadline - time.monotonic()) > 0 and not self._draining.is_set():
-            with self._lock:
-                run = self._runs.get(run_id)
-                arriving = any(takeover.run.id == run_id for takeover in self._arrived_runs)
-            if run is None and not arriving:
-                return True
-            if run is not None and run.idle.wait(min(left_s, IDLE_WAIT_S)):
-                return True
-            if run is None:
-                time.sleep(min(left_s, 0.01))
-        return False
-
-    def num_samples(self) -> int:
-        """Samples in the engine or on their way to it."""
-        with self._lock:
-            return len(self._samples) + len(self._arrived_samples)
+        return self.roster.wait_idle(run_id, timeout_s=timeout_s, leaving=self._draining)
 
     def models_in_use(self) -> set[str]:
         """Base models that must stay in memory."""
-        with self._lock:
-            arriving = {takeover.run.base_model for takeover in self._arrived_runs}
-            arriving |= {claimed.session.base_model for claimed in self._arrived_samples}
-            return arriving | {run.run.base_model for run in self._runs.values()} | self._samples.models_in_use()
+        return self.roster.base_models() | self._samples.models_in_use()
 
     def renew(self) -> None:
-        """Extend leases and claims, and note the runs that were lost. Called by the keeper, not by the engine."""
-        with self._lock:
-            held = [run for run in self._runs.values() if not run.void]
-            arriving = [*self._expected.values(), *(takeover.lease for takeover in self._arrived_runs)]
-            claimed = self._samples.operation_ids() + [sample.operation.id for sample in self._arrived_samples]
+        """Extend leases and claims, and note those that were lost. Called by the keeper, not by the engine."""
+        asked, claimed = self.roster.leases(), self._samples.claims()
         database = self._storage.database
         with database.begin() as tx:
             expires_at = database.after(tx, self._settings.lease_s)
-            kept = set(leases.renew(tx, [*(run.lease for run in held), *arriving], expires_at=expires_at))
-            journal.renew_claims(tx, claimed, worker_id=self._worker_id, expires_at=expires_at)
+            kept = set(leases.renew(tx, asked, expires_at=expires_at))
+            journal.renew_claims(tx, list(claimed), worker_id=self._worker_id, expires_at=expires_at)
+            standing = journal.standing_claims(tx, list(claimed), worker_id=self._worker_id)
             workers.record_seen(tx, self._worker_id, now=database.now(tx))
-        for run in held:
-            if run.id not in kept:
-                log.warning("lease_lost", run=run.id, epoch=run.lease.epoch)
-                run.void = True
+        for lease in self.roster.drop_all_but(kept, asked):
+            log.warning("lease_lost", run=lease.run_id, epoch=lease.epoch)
+        self._samples.note_lost([claimed[operation_id] for operation_id in claimed if operation_id not in standing])
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the worker is leaving."""
+        return self._draining.is_set()
 
     def drain(self) -> None:
         """Begin no further turn; `join` then waits until everything has been written back and handed over."""
@@ -165,7 +109,7 @@ class EngineLoop(threading.Thread):
         """Take turns until drained."""
         try:
             while not self._draining.is_set():
-                self.progress_at = time.monotonic()
+                self._note_progress()
                 if not self._turn():
                     self._wakeup.wait(IDLE_WAIT_S)
                     self._wakeup.clear()
@@ -174,86 +118,58 @@ class EngineLoop(threading.Thread):
             log.exception("engine_failed")
             raise
 
+    def _note_progress(self) -> None:
+        self.progress_at = time.monotonic()
+
     def _turn(self) -> bool:
         """One turn; False if there was nothing to do."""
-        self._admit()
-        self._refill()
+        for takeover in self.roster.take_arrived():
+            self._begin(takeover)
+        self._overhead(self._samples.admit())
+        self._fetcher.refill(self.roster.active())
         worked = self._take_turn()
         self._store_busy()
-        for run in self._active():
+        for run in self.roster.active():
             self._writeback.offer(run)
-        self._evict()
+        self._park()
         return worked
-
-    def _admit(self) -> None:
-        with self._lock:
-            arrived_runs, self._arrived_runs = self._arrived_runs, []
-            arrived_samples, self._arrived_samples = self._arrived_samples, []
-        for takeover in arrived_runs:
-            self._begin(takeover)
-        if arrived_samples:
-            self._samples.admit(arrived_samples)
 
     def _begin(self, takeover: Takeover) -> None:
         started = time.perf_counter_ns()
         try:
-            run = replay(self._storage, takeover)
-        except Exception:
+            run = replay(self._storage, takeover, on_progress=self._note_progress)
+        except Exception as error:
             log.exception("replay_failed", run=takeover.run.id)
+            self.roster.forget(takeover.lease, str(error))
             retrying(lambda: self._release(takeover.lease))
             return
-        if takeover.tail:
-            spent = time.perf_counter_ns() - started
-            self._busy_ns += spent
-            self._overhead_ns += spent
-        with self._lock:
-            self._runs[run.id] = run
-
-    def _refill(self) -> None:
-        """Fetch operations of runs that may have more."""
-        wanting = [run for run in self._active() if run.may_have_more and len(run.queue) < FETCHED_MOST // 2]
-        if not wanting:
-            return
-        try:
-            with self._storage.database.read() as tx:
-                for run in wanting:
-                    run.may_have_more = False  # before the read: a notice that comes during it counts
-                    following = journal.next_in_order(tx, run.id, after_seq=run.fetched_seq, limit=FETCHED_MOST)
-                    run.may_have_more |= len(following) == FETCHED_MOST
-                    run.queue.extend(self._io.map(self._fetch, following))
-        except StorageError as error:
-            log.warning("fetch_failed", error=str(error))
-            for run in wanting:
-                run.may_have_more = True
-
-    def _fetch(self, operation: Operation) -> Queued:
-        if operation.status not in (Status.QUEUED, Status.RUNNING):
-            return Queued(operation, None)
-        body: Body = operations.decode(self._storage.payloads.get(operation.payload))
-        return Queued(operation, body)
+        finally:
+            if takeover.tail:
+                self._overhead(time.perf_counter_ns() - started)
+        if not self.roster.admit(run):
+            log.warning("takeover_overtaken", run=run.id, epoch=run.lease.epoch)
 
     def _take_turn(self) -> bool:
-        ready = [run for run in self._active() if run.is_ready]
+        ready = [run for run in self.roster.active() if run.is_ready]
         waiting: set[Claimant] = {(run.run.account_id, Activity.TRAINING) for run in ready}
         waiting |= {(account, Activity.SAMPLING) for account in self._samples.accounts()}
-        if not waiting:
-            return False
         order = self._fair.order(waiting)
-        account, activity = order[0]
-        if activity is Activity.SAMPLING:
-            report = self._samples.take(self._samples.model_of(account))
-            self._charge(Activity.SAMPLING, report)
-            self._on_room()
-            return True
-        return self._train_together(ready, [name for name, kind in order if kind is Activity.TRAINING])
+        for place, (account, activity) in enumerate(order):
+            if activity is Activity.SAMPLING:
+                self._charge(activity, self._samples.take(self._samples.model_of(account)))
+                self._on_room()
+                return True
+            accounts = [name for name, kind in order[place:] if kind is Activity.TRAINING]
+            if self._train_together([run for run in ready if run.run.account_id in accounts], accounts):
+                return True
+        return False
 
     def _train_together(self, ready: Sequence[ActiveRun], accounts: Sequence[str]) -> bool:
+        """One training turn; False if all it did was to begin uploads and downloads."""
         by_fairness = sorted(ready, key=lambda run: (accounts.index(run.run.account_id), run.used_at))
         model = by_fairness[0].model
         together = [run for run in by_fairness if run.model is model]
         report = self._train.take(together, tokens_max=self._settings.tokens_max)
-        for run in together:
-            run.used_at = time.monotonic()
         if report is None:
             return False
         self._charge(Activity.TRAINING, report)
@@ -265,6 +181,10 @@ class EngineLoop(threading.Thread):
         self._busy_ns += report.busy_ns
         self._overhead_ns += report.overhead_ns
 
+    def _overhead(self, device_ns: int) -> None:
+        self._busy_ns += device_ns
+        self._overhead_ns += device_ns
+
     def _store_busy(self) -> None:
         if self._busy_ns == 0:
             return
@@ -275,52 +195,28 @@ class EngineLoop(threading.Thread):
             return  # added at the next turn
         self._busy_ns = self._overhead_ns = 0
 
-    def _active(self) -> list[ActiveRun]:
-        with self._lock:
-            return [run for run in self._runs.values() if not run.void]
-
     # ------------------------------------------------------------------------------------------------ leaving memory
 
-    def _evict(self) -> None:
-        """Let go of runs that are void, cold or too many; their state is written back first."""
-        now = time.monotonic()
-        with self._lock:
-            for run in [run for run in self._runs.values() if run.void and not run.writing]:
-                del self._runs[run.id]
-                run.idle.set()
-            for run in self._runs.values():
-                if run.is_idle:
-                    run.idle.set()
-            idle = [run for run in self._runs.values() if run.is_idle and not run.is_dirty and not run.writing]
-            surplus = len(self._runs) - self._settings.run_states_max
-            cold = [
-                run
-                for place, run in enumerate(sorted(idle, key=lambda run: run.used_at))
-                if place < surplus or now - run.used_at > self._settings.warm_s
-            ]
-            for run in cold:
-                del self._runs[run.id]
-        for run in cold:
+    def _park(self) -> None:
+        """Let go of runs that are void, or that are cold or too many and written back."""
+        for run in self.roster.remove_cold(warm_s=self._settings.warm_s, num_max=self._settings.run_states_max):
             retrying(lambda run=run: self._release(run.lease))  # type: ignore[misc]
-            log.info("run_parked", run=run.id, seq=run.state_seq)
+            log.info("run_parked", run=run.id, seq=run.state_seq, void=run.void)
 
     def _release(self, lease: Lease) -> None:
         with self._storage.database.begin() as tx:
             leases.release(tx, lease)
 
     def _hand_over(self) -> None:
-        """Write every state back, and give leases and claims up."""
+        """Write every state back; `Worker.stop` then gives leases and claims up."""
         self._writeback.close()
-        for run in self._active():
+        self._fetcher.close()
+        for run in self.roster.active():
+            self._note_progress()
             if run.is_dirty and run.state is not None:
                 data, seq = run.state.serialize(), run.state_seq
                 try:
                     write_snapshot(self._storage, run.lease, seq, data)
                 except StorageError as error:  # the next worker replays a longer tail
                     log.warning("writeback_failed", run=run.id, seq=seq, error=str(error))
-            self._release(run.lease)
-        for lease in [*self._expected.values(), *(takeover.lease for takeover in self._arrived_runs)]:
-            self._release(lease)
-        with self._storage.database.begin() as tx:
-            journal.release_claims(tx, now=self._storage.database.now(tx), worker_id=self._worker_id)
-        log.info("handed_over", runs=len(self._runs))
+        log.info("written_back", runs=len(self.roster.active()))

@@ -18,13 +18,11 @@ from transformers import AutoTokenizer
 
 from storage import base_models
 from storage.base_models import BaseModel as ServedModel
-from storage.errors import RowNotFoundError, StorageError
 from storage.open import Storage
 from storage.runs import SamplingSession
 from worker.engine.adapter import Adapter
 from worker.engine.adapter_file import read_adapter
 from worker.engine.base_model import BaseModel
-from worker.engine.errors import EngineError
 from worker.engine.trainer import Trainer
 from worker.errors import ModelUnavailableError
 from worker.sampler.sampler import Sampler
@@ -53,28 +51,35 @@ class BaseModels:
         self._device = device
         self._resident: OrderedDict[str, ResidentModel] = OrderedDict()
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        """Held for as long as a model is loaded: one after the other, and those in memory are not kept waiting."""
 
     def get(self, name: str, *, in_use: Collection[str]) -> ResidentModel:
         """The model, loaded if need be; makes room by dropping models that are not `in_use`.
 
         Raises:
             ModelUnavailableError: it is not served, or its files cannot be loaded.
+            StorageError: the store does not answer; trying again may help.
         """
-        with self._lock:
-            resident = self._resident.get(name)
+        resident = self._find(name)
+        if resident is not None:
+            return resident
+        with self._loading:
+            resident = self._find(name)
             if resident is None:
-                self._make_room(in_use)
-                resident = self._resident[name] = self._load(name)
-            self._resident.move_to_end(name)
+                with self._lock:
+                    self._make_room(in_use)
+                resident = self._load(name)
+                with self._lock:
+                    self._resident[name] = resident
             return resident
 
-    def find(self, name: str) -> ResidentModel | None:
-        """The model if it is in memory."""
-        return self._resident.get(name)
-
-    def resident(self) -> list[ResidentModel]:
-        """All models in memory."""
-        return list(self._resident.values())
+    def _find(self, name: str) -> ResidentModel | None:
+        with self._lock:
+            resident = self._resident.get(name)
+            if resident is not None:
+                self._resident.move_to_end(name)
+            return resident
 
     def _make_room(self, in_use: Collection[str]) -> None:
         idle = [name for name, model in self._resident.items() if name not in in_use and not model.sampler.has_work]
@@ -85,13 +90,18 @@ class BaseModels:
 
     def _load(self, name: str) -> ResidentModel:
         try:
-            with self._storage.database.read() as tx:
-                served = base_models.get_base_model(tx, name)
-            directory = fetch_files(self._storage, served, self._settings.cache_dir.expanduser())
-            dtype = served.dtype if self._settings.dtype == "auto" else self._settings.dtype
-            base = BaseModel.load(directory, name=name, device=self._device, dtype=getattr(torch, dtype))
-        except (RowNotFoundError, EngineError) as error:
+            return self._read(name)
+        except Exception as error:
+            if getattr(error, "retryable", False):
+                raise
             raise ModelUnavailableError(name, str(error)) from error
+
+    def _read(self, name: str) -> ResidentModel:
+        with self._storage.database.read() as tx:
+            served = base_models.get_base_model(tx, name)
+        directory = fetch_files(self._storage, served, self._settings.cache_dir.expanduser())
+        dtype = served.dtype if self._settings.dtype == "auto" else self._settings.dtype
+        base = BaseModel.load(directory, name=name, device=self._device, dtype=getattr(torch, dtype))
         log.info("base_model_loaded", base_model=name, parameters=base.num_parameters, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         return ResidentModel(base, self._trainer(base), self._sampler(base, tokenizer))
@@ -156,6 +166,3 @@ class SamplingAdapters:
                     self._adapters.popitem(last=False)
             self._adapters.move_to_end(session.object_key)
             return adapter
-
-
-LOAD_ERRORS = (StorageError, EngineError, ModelUnavailableError)

@@ -1,41 +1,48 @@
-"""Samples in this worker: claimed from the journal, stepped together, committed with their claim checked."""
+"""Samples in the engine: stepped together, committed with their claim checked."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
+import torch
 
 from billing.metering import split_ns
 from billing.usage import Usage
-from jobs import operations
 from jobs.operations import Category, Failure, Outcome, Sample
-from storage import journal, runs
-from storage.errors import DatabaseUnavailableError
 from storage.journal import Operation
-from storage.open import Storage
 from storage.runs import SamplingSession
 from worker.commit import Committer, SampleCommit
 from worker.engine.adapter import Adapter
-from worker.residency import LOAD_ERRORS, BaseModels, ResidentModel, SamplingAdapters
+from worker.residency import ResidentModel
+from worker.sampler.reports import Finished
 
 log = structlog.get_logger()
 
-POLL_S = 1.0
+
+@dataclass(frozen=True, eq=False)
+class Drawable:
+    """What a sample is drawn from, in memory."""
+
+    body: Sample
+    model: ResidentModel
+    adapter: Adapter | None
 
 
 @dataclass(eq=False)
 class ClaimedSample:
-    """A sample this worker draws; `body` and `model` are None when it cannot be drawn, and `failure` says why."""
+    """A sample this worker has claimed: to be drawn, or failed already.
+
+    Attributes:
+        device_ns: what it has used so far.
+    """
 
     operation: Operation
     session: SamplingSession
-    body: Sample | None = None
-    model: ResidentModel | None = None
-    adapter: Adapter | None = None
-    failure: Failure | None = None
+    work: Drawable | Failure
     device_ns: int = 0
 
 
@@ -49,183 +56,190 @@ class SampleReport:
 
 
 class SampleTurn:
-    """The samples in the engine. On the engine's thread."""
+    """The samples this worker has claimed. What other threads call is locked; the rest is the engine's thread's.
+
+    A step that raises names no culprit: all samples of that model become suspects and are drawn one at a time, so that
+    only the one that raises alone fails.
+    """
 
     def __init__(self, committer: Committer, *, worker_id: str, device: str) -> None:
         self._committer = committer
         self._worker_id = worker_id
         self._device = device
-        self._claimed: dict[str, ClaimedSample] = {}
+        self._wake: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()
+        self._expected: dict[int, Operation] = {}
+        self._arrived: list[ClaimedSample] = []
+        self._lost: set[str] = set()
+        self._in_engine: dict[str, ClaimedSample] = {}
+        self._suspects: deque[ClaimedSample] = deque()
+
+    def wake_on_arrival(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called whenever there is something to admit."""
+        self._wake = wake
+
+    # ------------------------------------------------------------------------------------------- from other threads
+
+    def expect(self, operations: Iterable[Operation]) -> None:
+        """These have been claimed; each will arrive, or be forgotten. Their claims are renewed from now on."""
+        with self._lock:
+            self._expected.update({operation.id: operation for operation in operations})
+
+    def forget(self, operations: Iterable[Operation]) -> None:
+        """Renew these no longer: they could not be brought into memory, and somebody else may try."""
+        with self._lock:
+            for operation in operations:
+                self._expected.pop(operation.id, None)
+
+    def arrive(self, claimed: ClaimedSample) -> None:
+        """A claimed sample is in memory."""
+        with self._lock:
+            self._arrived.append(claimed)
+        self._wake()
+
+    def claims(self) -> dict[int, Operation]:
+        """Everything whose claim is to be renewed, by the id of its row."""
+        with self._lock:
+            held = [claimed.operation for claimed in [*self._in_engine.values(), *self._arrived]]
+            return self._expected | {operation.id: operation for operation in held}
+
+    def note_lost(self, operations: Iterable[Operation]) -> None:
+        """Claims of these do not stand any more: cancelled, or another's."""
+        with self._lock:
+            self._lost.update(operation.request_id for operation in operations)
+
+    def models_in_use(self) -> set[str]:
+        """Base models that must stay in memory."""
+        with self._lock:
+            held = {claimed.session.base_model for claimed in [*self._in_engine.values(), *self._arrived]}
+            return held | {operation.base_model for operation in self._expected.values()}
 
     def __len__(self) -> int:
-        return len(self._claimed)
+        return len(self.claims())
+
+    # ------------------------------------------------------------------------------------------ on the engine's thread
 
     def accounts(self) -> set[str]:
         """Whose samples are in the engine."""
-        return {claimed.operation.account_id for claimed in list(self._claimed.values())}
-
-    def operation_ids(self) -> list[int]:
-        """The journal's rows of what is claimed."""
-        return [claimed.operation.id for claimed in list(self._claimed.values())]
+        return {claimed.operation.account_id for claimed in self._in_engine.values()}
 
     def model_of(self, account_id: str) -> ResidentModel:
-        """The model of one of an account's samples: the oldest."""
-        return next(
-            claimed.model
-            for claimed in self._claimed.values()
-            if claimed.operation.account_id == account_id and claimed.model is not None
-        )
+        """The model that an account's oldest sample is drawn from."""
+        mine = (claimed for claimed in self._in_engine.values() if claimed.operation.account_id == account_id)
+        return next(claimed.work.model for claimed in mine if isinstance(claimed.work, Drawable))
 
-    def models_in_use(self) -> set[str]:
-        """Base models that samples are drawn from."""
-        return {claimed.session.base_model for claimed in list(self._claimed.values())}
-
-    def admit(self, arrived: Sequence[ClaimedSample]) -> None:
-        """Give samples to their model's sampler; what cannot be drawn is committed as failed."""
-        failed = [claimed for claimed in arrived if claimed.failure is not None]
+    def admit(self) -> int:
+        """Begin what has arrived and end what was lost; returns device time spent in vain, in nanoseconds."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, []
+            lost, self._lost = self._lost, set()
+            for claimed in arrived:
+                self._expected.pop(claimed.operation.id, None)
+        wasted_ns = sum(self._drop(request_id) for request_id in lost)
+        failed = []
         for claimed in arrived:
-            if claimed.failure is None and claimed.model is not None and claimed.body is not None:
-                self._submit(claimed.model, claimed, claimed.body)
+            wasted_ns += self._drop(claimed.operation.request_id)  # claimed again: this is the new attempt
+            if isinstance(claimed.work, Failure):
+                failed.append(self._commit_of(claimed, Finished(claimed.operation.request_id, claimed.work)))
+            else:
+                self._begin(claimed)
         if failed:
-            self._committer.commit_samples(
-                [self._commit_of(claimed, claimed.failure) for claimed in failed if claimed.failure is not None]
-            )
-
-    def _submit(self, model: ResidentModel, claimed: ClaimedSample, body: Sample) -> None:
-        """Begin a sample; one whose claim had expired and is ours again starts over, as the new attempt."""
-        request_id = claimed.operation.request_id
-        if request_id in self._claimed:
-            model.sampler.cancel(request_id)
-        self._claimed[request_id] = claimed
-        model.sampler.submit(request_id, body, claimed.adapter)
+            self._committer.commit_samples(failed)
+        return wasted_ns
 
     def take(self, model: ResidentModel) -> SampleReport:
         """One step of a model's sampler: every sequence in it moves on by a token or a part of its prompt."""
+        self._release_suspect(model)
         try:
             step = model.sampler.step()
         except Exception as error:
-            return self._give_up(model, error)
+            if isinstance(error, torch.AcceleratorError):
+                raise  # the device takes no more work: this worker ends, another one draws
+            return self._suspect(model, error)
         *shares, overhead_ns = split_ns(step.device_ns, [*step.work.values(), step.overhead])
         per_account: dict[str, int] = {}
         for request_id, share in zip(step.work, shares, strict=True):
-            claimed = self._claimed[request_id]
+            claimed = self._in_engine[request_id]
             claimed.device_ns += share
             account = claimed.operation.account_id
             per_account[account] = per_account.get(account, 0) + share
-        commits = []
-        for finished in step.finished:
-            claimed = self._claimed.pop(finished.request_id)
-            tokens = (finished.tokens_prefilled, finished.tokens_cached, finished.tokens_sampled)
-            commits.append(self._commit_of(claimed, finished.outcome, *tokens))
-            overhead_ns += claimed.device_ns if isinstance(finished.outcome, Failure) else 0
-        if commits:
-            self._committer.commit_samples(commits)
-        return SampleReport(per_account, step.device_ns, overhead_ns)
+        return SampleReport(per_account, step.device_ns, overhead_ns + self._finish(step.finished))
 
-    def _give_up(self, model: ResidentModel, error: Exception) -> SampleReport:
-        """Fail what was in a step that could not be computed; nothing of it is billed."""
-        log.exception("sampling_step_failed", base_model=model.base.name)
-        broken = [claimed for claimed in self._claimed.values() if claimed.model is model]
-        failure = Failure(f"the sample could not be computed: {error}", Category.SERVER)
-        for claimed in broken:
+    def _finish(self, finished: Sequence[Finished]) -> int:
+        """Commit what is done; returns device time that nobody is billed for."""
+        if not finished:
+            return 0
+        done = {one.request_id: (self._remove(one.request_id), one) for one in finished}
+        discarded = self._committer.commit_samples([self._commit_of(claimed, one) for claimed, one in done.values()])
+        return sum(
+            claimed.device_ns
+            for request_id, (claimed, one) in done.items()
+            if request_id in discarded or isinstance(one.outcome, Failure)
+        )
+
+    def _begin(self, claimed: ClaimedSample) -> None:
+        with self._lock:
+            self._in_engine[claimed.operation.request_id] = claimed
+        if self._suspects:
+            self._suspects.append(claimed)
+        else:
+            self._submit(claimed)
+
+    def _submit(self, claimed: ClaimedSample) -> None:
+        work = claimed.work
+        assert isinstance(work, Drawable)
+        work.model.sampler.submit(claimed.operation.request_id, work.body, work.adapter)
+
+    def _drop(self, request_id: str) -> int:
+        """Take a sample out of the engine; returns the device time it had used."""
+        if request_id not in self._in_engine:
+            return 0
+        claimed = self._remove(request_id)
+        assert isinstance(claimed.work, Drawable)
+        claimed.work.model.sampler.cancel(request_id)
+        return claimed.device_ns
+
+    def _remove(self, request_id: str) -> ClaimedSample:
+        with self._lock:
+            claimed = self._in_engine.pop(request_id)
+        if claimed in self._suspects:
+            self._suspects.remove(claimed)
+        return claimed
+
+    def _suspect(self, model: ResidentModel, error: Exception) -> SampleReport:
+        """A step raised: fail the sample that was alone in it, or draw each alone from now on."""
+        log.error("sampling_step_failed", base_model=model.base.name, exc_info=error)
+        inside = [
+            claimed
+            for claimed in self._in_engine.values()
+            if isinstance(claimed.work, Drawable) and claimed.work.model is model and claimed not in self._suspects
+        ]
+        for claimed in inside:
             model.sampler.cancel(claimed.operation.request_id)
-            del self._claimed[claimed.operation.request_id]
-        self._committer.commit_samples([self._commit_of(claimed, failure) for claimed in broken])
-        return SampleReport({}, 0, sum(claimed.device_ns for claimed in broken))
+        wasted_ns = sum(claimed.device_ns for claimed in inside)
+        if len(inside) == 1:
+            failure = Failure(f"the sample could not be computed: {error}", Category.SERVER)
+            self._finish([Finished(inside[0].operation.request_id, failure)])
+        else:
+            self._suspects.extend(inside)
+        for claimed in inside:
+            claimed.device_ns = 0
+        return SampleReport({}, 0, wasted_ns)
 
-    def _commit_of(
-        self, claimed: ClaimedSample, outcome: Outcome, prefilled: int = 0, cached: int = 0, sampled: int = 0
-    ) -> SampleCommit:
+    def _release_suspect(self, model: ResidentModel) -> None:
+        """Let the next suspect begin once nothing else is being drawn from its model."""
+        if self._suspects and not model.sampler.has_work:
+            self._submit(self._suspects.popleft())
+
+    def _commit_of(self, claimed: ClaimedSample, finished: Finished) -> SampleCommit:
         usage = Usage(
             device=self._device,
             device_ns=claimed.device_ns,
             attempt=claimed.operation.attempts,
             worker_id=self._worker_id,
-            tokens_prefilled=prefilled,
-            tokens_cached=cached,
-            tokens_sampled=sampled,
+            tokens_prefilled=finished.tokens_prefilled,
+            tokens_cached=finished.tokens_cached,
+            tokens_sampled=finished.tokens_sampled,
         )
+        outcome: Outcome = finished.outcome
         return SampleCommit(claimed.operation, claimed.session, outcome, usage)
-
-
-class SampleFeeder(threading.Thread):
-    """Claims queued samples, as many as the engine has room for, and brings what they need into memory."""
-
-    def __init__(
-        self,
-        storage: Storage,
-        models: BaseModels,
-        adapters: SamplingAdapters,
-        *,
-        worker_id: str,
-        claim_s: float,
-        room: Callable[[], int],
-        in_use: Callable[[], set[str]],
-        deliver: Callable[[Sequence[ClaimedSample]], None],
-    ) -> None:
-        super().__init__(name="samples", daemon=True)
-        self._storage = storage
-        self._models = models
-        self._adapters = adapters
-        self._worker_id = worker_id
-        self._claim_s = claim_s
-        self._room = room
-        self._in_use = in_use
-        self._deliver = deliver
-        self._wanted = threading.Event()
-        self._stopping = threading.Event()
-
-    def notify(self) -> None:
-        """Samples may be queued, or there is room again."""
-        self._wanted.set()
-
-    def stop(self) -> None:
-        """Claim no more, and end."""
-        self._stopping.set()
-        self._wanted.set()
-        self.join()
-
-    def run(self) -> None:
-        """Claim until stopped; also looks by itself now and then, so that no lost message stalls samples."""
-        while not self._stopping.is_set():
-            self._wanted.wait(POLL_S)
-            self._wanted.clear()
-            try:
-                while not self._stopping.is_set() and self._feed():
-                    pass
-            except DatabaseUnavailableError as error:
-                log.warning("claiming_failed", error=str(error))
-            except Exception:  # whatever was claimed is released when the claims expire
-                log.exception("claiming_failed")
-
-    def _feed(self) -> bool:
-        room = self._room()
-        if room <= 0:
-            return False
-        database = self._storage.database
-        with database.read() as tx:
-            if not journal.samples_wait(tx):
-                return False
-        with database.begin() as tx:
-            claimed = journal.claim_samples(
-                tx,
-                worker_id=self._worker_id,
-                limit=room,
-                now=database.now(tx),
-                expires_at=database.after(tx, self._claim_s),
-                skip_locked=not database.is_sqlite,
-            )
-        self._deliver([self._load(operation) for operation in claimed])
-        return bool(claimed)
-
-    def _load(self, operation: Operation) -> ClaimedSample:
-        with self._storage.database.read() as tx:
-            session = runs.get_sampling_session(tx, str(operation.sampling_session_id))
-        try:
-            body = operations.decode(self._storage.payloads.get(operation.payload))
-            model = self._models.get(session.base_model, in_use=self._in_use())
-            adapter = self._adapters.get(session, model.base)
-        except (*LOAD_ERRORS, ValueError) as error:
-            log.warning("sample_unloadable", request=operation.request_id, error=str(error))
-            return ClaimedSample(operation, session, failure=Failure(str(error), Category.SERVER))
-        return ClaimedSample(operation, session, body, model, adapter)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from jobs import operations
-from jobs.operations import Body, CreateModel, ForwardBackward, LoadState, LoraConfig, OptimStep, Outcome
+from jobs.operations import Body, CreateModel, Failure, ForwardBackward, LoadState, LoraConfig, OptimStep, Outcome
 from storage import journal, leases, runs, snapshots
 from storage.errors import ObjectNotFoundError
 from storage.journal import Operation, Status
@@ -71,6 +71,11 @@ def give_up(storage: Storage, lease: Lease) -> None:
         leases.release(tx, lease)
 
 
+def without_state(run: Run, lease: Lease, *, reason: str) -> Takeover:
+    """A takeover that has failed too often: the run's operations are to fail with these words, instead of waiting."""
+    return Takeover(run, lease, None, reason, None, -1, (), gradients_failed=False)
+
+
 def fetch(storage: Storage, models: BaseModels, run: Run, lease: Lease, *, in_use: Collection[str]) -> Takeover:
     """Load base model, newest good snapshot and tail; slow, and not for the engine's thread."""
     model, model_error = _find_model(models, run.base_model, in_use)
@@ -81,14 +86,18 @@ def fetch(storage: Storage, models: BaseModels, run: Run, lease: Lease, *, in_us
     return Takeover(run, lease, model, model_error, state, state_at, tail, failed)
 
 
-def replay(storage: Storage, takeover: Takeover) -> ActiveRun:
+def replay(storage: Storage, takeover: Takeover, *, on_progress: Callable[[], None]) -> ActiveRun:
     """Execute the tail again and compare with what is on record. On the engine's thread; never billed.
+
+    Args:
+        on_progress: called before each operation: a sign of life for the watchdog.
 
     Raises:
         NoStateError: the tail does not give the state back.
     """
     run, state = takeover.run, takeover.state
     for step in takeover.tail:
+        on_progress()
         if takeover.model is None:
             raise NoStateError(run.id, "there is no base model to replay on")
         state = _replay_one(storage, run, takeover.model, state, step)
@@ -193,5 +202,7 @@ def clears_gradients(operation: Operation) -> bool:
 
 
 def _compare(run: Run, operation: Operation, outcome: Outcome, recorded: bytes) -> None:
+    if isinstance(outcome, Failure):
+        raise NoStateError(run.id, f"seq {operation.seq} is on record as completed, and fails now: {outcome.error}")
     if operations.encode(outcome) != recorded:
         log.error("replay_mismatch", run=run.id, seq=operation.seq, kind=operation.kind)

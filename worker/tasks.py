@@ -9,7 +9,7 @@ from jobs.settings import JobsSettings
 from storage import sweeper
 from storage.open import Storage
 from worker.intake import RunIntake
-from worker.sample_turn import SampleFeeder
+from worker.sample_feeder import SampleFeeder
 
 
 def register(app: Celery, storage: Storage, intake: RunIntake, feeder: SampleFeeder, settings: JobsSettings) -> None:

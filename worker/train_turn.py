@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import structlog
+import torch
 
 from billing.metering import split_ns
 from billing.usage import Usage
@@ -50,14 +52,16 @@ class Plan:
     """What a turn does for one run: operations that failed before, gradients, and at most one step that ends it.
 
     Attributes:
-        passes: places in `done` that wait for the packed pass, and their bodies.
-        step: the `optim_step` at the end.
+        outcomes, device_ns: by `seq`; an outcome is None until it is known, and for what had failed before.
+        saved, loaded: of a save or a load, which is alone in its plan.
+        state_is_spoilt: something raised in the middle of changing the run's state.
     """
 
     run: ActiveRun
     taken: list[Queued] = field(default_factory=list)
     outcomes: dict[int, Outcome | None] = field(default_factory=dict)
     device_ns: dict[int, int] = field(default_factory=dict)
+    state_is_spoilt: bool = False
     saved: SavedWeights | None = None
     loaded: tuple[RunState, str] | None = None
 
@@ -99,6 +103,11 @@ class TrainTurn:
         self._io = io
         self._worker_id = worker_id
         self._device = device
+        self._wake: Callable[[], None] = lambda: None
+
+    def wake_after_io(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called whenever an upload or download has ended."""
+        self._wake = wake
 
     def take(self, runs: Sequence[ActiveRun], *, tokens_max: int) -> TurnReport | None:
         """One turn over these runs, which are ready, share a base model and stand in order of fairness.
@@ -121,7 +130,7 @@ class TrainTurn:
         for queued in list(run.queue):
             body = queued.body
             if body is None:
-                plan.add(queued)
+                plan.add(queued, queued.failure)
             elif run.model is None:
                 reason = run.model_error or "its base model cannot be loaded"
                 plan.add(queued, Failure(f"the operation cannot run: {reason}", Category.SERVER))
@@ -146,20 +155,21 @@ class TrainTurn:
         """Bring an operation that needs no pass to its outcome, unless its upload or download is still under way."""
         run, body = plan.run, queued.body
         if isinstance(body, CreateModel):
-            plan.add(queued, self._create(run, body, model))
+            plan.add(queued, self._create(run, queued.operation, body, model))
             return
         if run.state is None and not (isinstance(body, LoadState) and queued.operation.seq == 0):
             plan.add(queued, Failure("the training run was never made: its first operation failed"))
             return
-        if run.pending is None:
-            run.pending = self._begin_io(run, queued, model)
-        if not run.pending.done():
-            return
-        pending, run.pending = run.pending, None
         try:
+            if run.pending is None:
+                run.pending = self._begin_io(run, queued, model)
+                run.pending.add_done_callback(lambda _: self._wake())
+            if not run.pending.done():
+                return
+            pending, run.pending = run.pending, None
             result = pending.result()
-        except (StorageError, EngineError, ValueError) as error:
-            plan.add(queued, Failure(str(error), _category(error)))
+        except Exception as error:
+            plan.add(queued, _failure_of(queued.operation, error))
             return
         if isinstance(result, SavedWeights):
             plan.saved = result
@@ -169,11 +179,11 @@ class TrainTurn:
             assert isinstance(body, LoadState)
             plan.add(queued, Loaded(run.id, body.path))
 
-    def _create(self, run: ActiveRun, body: CreateModel, model: ResidentModel) -> Outcome:
+    def _create(self, run: ActiveRun, operation: Operation, body: CreateModel, model: ResidentModel) -> Outcome:
         try:
             run.state = RunState.create(model.base, body.lora)
-        except EngineError as error:
-            return Failure(str(error), _category(error))
+        except Exception as error:
+            return _failure_of(operation, error)
         return ModelCreated(run.id)
 
     def _begin_io(self, run: ActiveRun, queued: Queued, model: ResidentModel) -> Future[Any]:
@@ -210,10 +220,10 @@ class TrainTurn:
         commits = [self._commit_of(plan) for plan in plans]
         lost = self._committer.commit_runs(commits)
         for plan in plans:
-            if plan.run.id in lost:
-                plan.run.void = True
-            else:
+            if plan.run.id not in lost:
                 _move_on(plan)
+            if plan.run.id in lost or plan.state_is_spoilt:
+                plan.run.void = True  # whoever takes the run over makes its state anew
         return self._report(plans, lost)
 
     def _start(self, operation_ids: Sequence[int]) -> None:
@@ -248,6 +258,7 @@ class TrainTurn:
             report = model.trainer.run(requests)
         except Exception as error:
             log.exception("training_pass_failed", requests=len(requests))
+            _raise_if_device_is_lost(error)
             if len(requests) == 1:
                 return [(Failure(f"the operation could not be computed: {error}", Category.SERVER), 0)]
             return [self._run_together(model, [request])[0] for request in requests]
@@ -267,7 +278,11 @@ class TrainTurn:
             )
             return
         with self._clock.measure() as measured:
-            outcome = optim_step(state, last.body)
+            try:
+                outcome: Outcome = optim_step(state, last.body)
+            except Exception as error:
+                outcome = _failure_of(last.operation, error)
+                plan.state_is_spoilt = True
         plan.outcomes[last.operation.seq] = outcome
         plan.device_ns[last.operation.seq] = measured.device_ns
 
@@ -279,9 +294,12 @@ class TrainTurn:
         known_failures = plan.run.gradients_failed or any(item.operation.failure_number for item in plan.taken)
         if not known_failures:
             return None
-        with self._storage.database.read() as tx:
-            failed = journal.failed_gradients(tx, plan.run.id, before_seq=step.seq)
+        failed = retrying(lambda: self._failed_gradients(plan.run, step))
         return next((seq for seq, number in failed if number > step.failures_seen), None)
+
+    def _failed_gradients(self, run: ActiveRun, step: Operation) -> Sequence[tuple[int, int]]:
+        with self._storage.database.read() as tx:
+            return journal.failed_gradients(tx, run.id, before_seq=step.seq)
 
     def _commit_of(self, plan: Plan) -> RunCommit:
         done = []
@@ -332,9 +350,20 @@ def _move_on(plan: Plan) -> None:
     if plan.loaded is not None:
         run.state = plan.loaded[0]
     run.state_seq = plan.taken[-1].operation.seq
+    run.used_at = time.monotonic()
 
 
-def _category(error: Exception) -> Category:
-    """Whose fault an error is, by what its class says."""
-    fault = getattr(error, "fault", "user" if isinstance(error, ValueError) else "server")
-    return Category(fault)
+def _failure_of(operation: Operation, error: Exception) -> Failure:
+    """The outcome of an operation that raised: whose fault it is says the error's class."""
+    if isinstance(error, EngineError | StorageError | ValueError):
+        fault = getattr(error, "fault", "user")
+        return Failure(str(error), Category(fault))
+    log.error("operation_failed", request=operation.request_id, exc_info=error)
+    _raise_if_device_is_lost(error)
+    return Failure(f"the operation could not be computed: {error}", Category.SERVER)
+
+
+def _raise_if_device_is_lost(error: Exception) -> None:
+    """End the worker when its device takes no more work: another one replays, and nothing fails."""
+    if isinstance(error, torch.AcceleratorError):
+        raise error

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from storage import keys, snapshots
-from storage.errors import LeaseLostError, StorageError
+from storage.errors import LeaseLostError
 from storage.leases import Lease
 from storage.open import Storage
 from worker.active_run import ActiveRun
@@ -17,6 +17,7 @@ from worker.active_run import ActiveRun
 log = structlog.get_logger()
 
 UPLOADS_AT_ONCE = 2
+RETRY_MOST_S = 30.0
 
 
 class WriteBack:
@@ -33,10 +34,11 @@ class WriteBack:
 
         On the engine's thread, between two operations: the copy is taken here.
         """
-        due = run.is_idle or time.monotonic() - run.written_at >= self._interval_s
+        now = time.monotonic()
+        due = now >= run.write_after or (run.is_idle and not run.write_failures)
         if not run.is_dirty or run.writing or run.void or run.state is None or not due:
             return
-        run.writing, run.written_at = True, time.monotonic()
+        run.writing, run.write_after = True, now + self._interval_s
         data = run.state.serialize()
         self._pool.submit(self._write, run, run.lease, run.state_seq, data)
 
@@ -48,9 +50,12 @@ class WriteBack:
         try:
             write_snapshot(self._storage, lease, seq, data)
             run.snapshot_seq = max(run.snapshot_seq, seq)
+            run.write_failures = 0
         except LeaseLostError:
             run.void = True
-        except StorageError as error:  # tried again with a newer state; the replay tail grows meanwhile
+        except Exception as error:  # tried again later with a newer state; the replay tail grows meanwhile
+            run.write_failures += 1
+            run.write_after = time.monotonic() + min(2.0**run.write_failures, RETRY_MOST_S)
             log.warning("writeback_failed", run=lease.run_id, seq=seq, error=str(error))
         finally:
             run.writing = False

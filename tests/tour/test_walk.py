@@ -109,8 +109,7 @@ def test_7_the_next_poll_brings_the_outcome(door: TestClient, visit: Visit) -> N
 
 
 def test_8_the_state_is_written_back(service: Service, engine: Engine, visit: Visit) -> None:
-    engine.loop.drain()
-    engine.loop.join()
+    engine.leave()
     with service.storage.database.read() as tx:
         assert snapshots.newest_seq(tx, visit.run_id) == 1
         assert runs.get_run(tx, visit.run_id).lease_worker is None

@@ -13,7 +13,7 @@ import torch
 from jobs import operations
 from jobs.operations import Body, Failure, Kind, LoraConfig, Outcome
 from jobs.submit import Submitter
-from storage import accounts, base_models, journal, runs
+from storage import accounts, base_models, journal, leases, runs
 from storage.base_models import BaseModel, StoredFile
 from storage.migrate import migrate
 from storage.open import Storage, open_storage
@@ -142,9 +142,7 @@ class Engine:
         committer = Committer(storage, worker_id=name, publish=self.published.extend)
         train = TrainTurn(storage, committer, DeviceClock(torch.device("cpu")), self._io, worker_id=name, device="cpu")
         samples = SampleTurn(committer, worker_id=name, device="cpu")
-        self.loop = EngineLoop(
-            storage, self.settings, train, samples, worker_id=name, io=self._io, on_room=lambda: None
-        )
+        self.loop = EngineLoop(storage, self.settings, train, samples, worker_id=name, on_room=lambda: None)
 
     def start(self) -> Engine:
         """Start the thread."""
@@ -153,14 +151,17 @@ class Engine:
 
     def take(self, run: Run) -> None:
         """Take a run over, as the task of a message does."""
-        if self.loop.notify_run(run.id):
+        if self.loop.roster.notify(run.id):
             return
         storage = self._service.storage
         fresh, lease = takeover.acquire(storage, run.id, worker_id=self.name, lease_s=self.settings.lease_s)
-        self.loop.hand_in_run(takeover.fetch(storage, self.models, fresh, lease, in_use=()))
+        self.loop.roster.expect(fresh, lease)
+        self.loop.roster.arrive(takeover.fetch(storage, self.models, fresh, lease, in_use=()))
 
     def leave(self) -> None:
-        """Drain, as on SIGTERM."""
+        """Drain and hand over, as on SIGTERM."""
         self.loop.drain()
         self.loop.join()
+        with self._service.storage.database.begin() as tx:
+            leases.release_worker(tx, self.name)
         self._io.shutdown()

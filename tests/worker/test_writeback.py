@@ -116,7 +116,7 @@ def test_a_lost_lease_makes_the_run_in_memory_void(
     assert _snapshots(storage, run) == []
 
 
-def test_a_storage_that_is_away_is_tried_again_with_the_next_offer(
+def test_a_storage_that_is_away_is_tried_again_after_a_pause(
     storage: Storage,
     writeback: WriteBack,
     run: ActiveRun,
@@ -132,7 +132,10 @@ def test_a_storage_that_is_away_is_tried_again_with_the_next_offer(
         writeback.offer(run)
         assert _ended(woken)
     assert (run.void, run.writing, run.is_dirty) == (False, False, True)
+    writeback.offer(run)
+    assert not run.writing
     # When
+    run.write_after = 0.0
     writeback.offer(run)
     assert _ended(woken)
     # Then

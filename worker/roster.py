@@ -1,0 +1,160 @@
+"""The runs this worker holds, seen by all its threads: expected (being fetched or replayed), or in memory.
+
+What always holds: from the moment a lease is taken until it is given up the run is in here, so its lease is renewed and
+no second task of this worker takes the run over again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from storage.leases import Lease
+from storage.runs import Run
+from worker.active_run import ActiveRun
+from worker.takeover import Takeover
+
+LOOK_S = 0.01
+IDLE_LOOK_S = 0.25
+FAILURES_MAX = 3
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A run whose lease was taken and which is not in memory yet."""
+
+    lease: Lease
+    base_model: str
+
+
+class Roster:
+    """Runs by id, under one lock."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._expected: dict[str, Expected] = {}
+        self._arrived: list[Takeover] = []
+        self._runs: dict[str, ActiveRun] = {}
+        self._failures: dict[str, list[str]] = {}
+
+    # --------------------------------------------------------------------------------------------- from other threads
+
+    def expect(self, run: Run, lease: Lease) -> None:
+        """A run's lease has been taken; it will arrive, or be forgotten."""
+        with self._lock:
+            self._expected[run.id] = Expected(lease, run.base_model)
+
+    def arrive(self, takeover: Takeover) -> None:
+        """An expected run has been fetched and may be replayed."""
+        with self._lock:
+            self._arrived.append(takeover)
+        self._wake()
+
+    def forget(self, lease: Lease, reason: str) -> None:
+        """An expected run could not be fetched or replayed; remembers why."""
+        with self._lock:
+            expected = self._expected.get(lease.run_id)
+            if expected is not None and expected.lease == lease:
+                del self._expected[lease.run_id]
+            self._failures.setdefault(lease.run_id, []).append(reason)
+
+    def hopeless(self, run_id: str) -> str | None:
+        """Why a run's takeover has failed too often to be tried again, or None."""
+        with self._lock:
+            reasons = self._failures.get(run_id, [])
+            return reasons[-1] if len(reasons) >= FAILURES_MAX else None
+
+    def notify(self, run_id: str) -> bool:
+        """Say that a run may have more operations; False if this worker does not have it."""
+        with self._lock:
+            if run_id in self._expected:
+                return True  # its operations are read after it has come into memory
+            run = self._runs.get(run_id)
+            if run is None or run.void:
+                return False
+            run.may_have_more = True
+            run.idle.clear()
+        self._wake()
+        return True
+
+    def wait_idle(self, run_id: str, *, timeout_s: float, leaving: threading.Event) -> bool:
+        """Wait until nothing is left to do for a run; False if time ran out first, or the worker is leaving."""
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0 and not leaving.is_set():
+            with self._lock:
+                run, expected = self._runs.get(run_id), run_id in self._expected
+            if run is None and not expected:
+                return True
+            if run is None:
+                time.sleep(min(left_s, LOOK_S))
+            elif run.idle.wait(min(left_s, IDLE_LOOK_S)):
+                return True
+        return False
+
+    def leases(self) -> list[Lease]:
+        """Everything that is to be renewed."""
+        with self._lock:
+            held = [run.lease for run in self._runs.values() if not run.void]
+            return held + [expected.lease for expected in self._expected.values()]
+
+    def drop_all_but(self, kept: Collection[str], asked: Sequence[Lease]) -> list[Lease]:
+        """Of the leases that were to be renewed, note those that were lost; returns them."""
+        lost = [lease for lease in asked if lease.run_id not in kept]
+        with self._lock:
+            for lease in lost:
+                run = self._runs.get(lease.run_id)
+                if run is not None and run.lease == lease:
+                    run.void = True
+        return lost
+
+    def base_models(self) -> set[str]:
+        """Base models that must stay in memory."""
+        with self._lock:
+            expected = {expected.base_model for expected in self._expected.values()}
+            return expected | {run.run.base_model for run in self._runs.values()}
+
+    # ------------------------------------------------------------------------------------------ on the engine's thread
+
+    def take_arrived(self) -> list[Takeover]:
+        """Runs to be replayed now; they stay expected until they are admitted."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def admit(self, run: ActiveRun) -> bool:
+        """A run has been replayed; False if its lease is not the one expected any more."""
+        with self._lock:
+            expected = self._expected.get(run.id)
+            if expected is None or expected.lease != run.lease:
+                return False
+            del self._expected[run.id]
+            self._failures.pop(run.id, None)
+            self._runs[run.id] = run
+        return True
+
+    def active(self) -> list[ActiveRun]:
+        """Runs in memory whose lease stands."""
+        with self._lock:
+            return [run for run in self._runs.values() if not run.void]
+
+    def remove_cold(self, *, warm_s: float, num_max: int) -> list[ActiveRun]:
+        """Take out runs that are void, cold or too many, and return them: what is left of their leases is to go."""
+        now = time.monotonic()
+        with self._lock:
+            void = [run for run in self._runs.values() if run.void and not run.writing]
+            for run in void:
+                del self._runs[run.id]
+                run.idle.set()
+            for run in self._runs.values():
+                if run.is_idle:
+                    run.idle.set()
+            idle = [run for run in self._runs.values() if run.is_idle and not run.is_dirty and not run.writing]
+            surplus = len(self._runs) - num_max
+            oldest_first = sorted(idle, key=lambda run: run.used_at)
+            cold = [run for place, run in enumerate(oldest_first) if place < surplus or now - run.used_at > warm_s]
+            for run in cold:
+                del self._runs[run.id]
+        return void + cold
