@@ -80,9 +80,12 @@ def make_starter_model(
                 f"{directory} holds something other than this version of the starter model; "
                 "remove it or choose another directory"
             )
+        for left_over in directory.parent.glob(f".{directory.name}.*/"):  # of a killed call: nobody else has the lock
+            shutil.rmtree(left_over, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
-            _write(draft, seed=seed, recipe=recipe or Recipe(), report=report or _say_nothing)
+            with _one_thread():
+                _write(draft, seed=seed, recipe=recipe or Recipe(), report=report or _say_nothing)
             draft.chmod(0o755)
             draft.replace(directory)
         finally:
@@ -109,6 +112,20 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: for matrices this small, threads wait for each other longer than they work.
+
+    Beside other busy processes, two threads took more than ten times as long as one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write(directory: Path, *, seed: int, recipe: Recipe, report: Report) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,15 +35,6 @@ TINY = Recipe(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of torch that wait for each other make a tiny model slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_three_steps_make_a_directory_that_transformers_loads(tmp_path: Path) -> None:
     # when a tiny model is made
     steps: list[Progress] = []
@@ -75,6 +65,17 @@ def test_a_finished_directory_is_returned_at_once(tmp_path: Path) -> None:
     assert (directory / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_the_number_of_threads_is_put_back(tmp_path: Path) -> None:
+    # given a process that computes on some number of threads
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    # when a model is made in it
+    make.make_starter_model(tmp_path / "model", recipe=TINY, report=lambda _: seen.append(torch.get_num_threads()))
+    # then it took one thread, and none are missing afterwards
+    assert seen == [1, 1, 1]
+    assert torch.get_num_threads() == before
+
+
 def test_same_seed_makes_the_same_weights(tmp_path: Path) -> None:
     one = make.make_starter_model(tmp_path / "one", recipe=TINY)
     two = make.make_starter_model(tmp_path / "two", recipe=TINY)
@@ -92,6 +93,16 @@ def test_an_interrupted_call_leaves_nothing_and_the_next_one_succeeds(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == [".model.lock"]
     # and the next call makes the model
     assert make.is_finished(make.make_starter_model(tmp_path / "model", recipe=TINY))
+
+
+def test_the_draft_of_a_killed_call_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    # given what a call leaves that was killed
+    (tmp_path / ".model.draft").mkdir()
+    (tmp_path / ".model.draft" / "config.json").write_text("{}")
+    # when the model is made
+    make.make_starter_model(tmp_path / "model", recipe=TINY)
+    # then only the model and the lock are there
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.lock", "model"]
 
 
 def test_callers_at_the_same_time_make_one_model(tmp_path: Path) -> None:
