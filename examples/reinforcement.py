@@ -146,9 +146,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps")
     parser.add_argument("--groups", type=int, default=16, help="additions in one step")
     parser.add_argument("--group-size", type=int, default=8, help="answers sampled to each addition")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of Adam; 0 changes nothing")
+    parser.add_argument(
+        "--learning-rate", type=float, default=2e-3, help="of Adam; 0 changes nothing, try 4e-5 on models of billions"
+    )
     parser.add_argument("--no-thinking", action="store_true", help="tell a model that thinks to answer at once")
-    parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapter")
+    parser.add_argument("--rank", type=int, default=32, help="of the LoRA adapter")
     parser.add_argument("--plot", type=Path, default=Path("reinforcement.png"), help="where the plot is written")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter's start and the additions asked")
     return parser.parse_args()
@@ -156,7 +158,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Reinforce, plot, and show the cost."""
-    args, console = parse_args(), Console(emoji=False, highlight=False, markup=False)
+    args, console = parse_args(), Console(emoji=False, highlight=False, markup=False, soft_wrap=True)
     url = reach(args.base_url)
     with tinker.ServiceClient(base_url=url, user_metadata={"script": "reinforcement"}) as service:
         base_model = choose_base_model(tinker.RestClient(base_url=url), args.base_model)

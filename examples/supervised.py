@@ -7,7 +7,6 @@ one is already on its way.
 
 import argparse
 import importlib.util
-import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -97,17 +96,18 @@ def ask(sampler: tinker.SamplingClient, prompts: list[list[int]], tokenizer: Any
 
 
 def train(client: tinker.TrainingClient, data: Iterator[list[types.Datum]], args: argparse.Namespace) -> list[float]:
-    """Pipelined training with a progress bar; returns the loss of every step."""
+    """Pipelined training with a progress bar; the rate falls evenly to zero. Returns the loss of every step."""
     losses: list[float] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    adam = types.AdamParams(learning_rate=args.learning_rate)
     with Progress(*columns) as progress:
         bar = progress.add_task("training", total=args.steps)
         waiting: list[tuple[Any, Any, list[types.Datum]]] = []
-        for batch in itertools.chain(itertools.islice(data, args.steps), [None]):
-            if batch is not None:  # submitted before the step ahead of it is waited for
+        for step in range(args.steps + 1):
+            if step < args.steps:  # submitted before the step ahead of it is waited for
+                batch = next(data)
+                adam = types.AdamParams(learning_rate=args.learning_rate * (1 - step / args.steps))
                 waiting.append((client.forward_backward(batch, "cross_entropy"), client.optim_step(adam), batch))
-            if len(waiting) > 1 or (batch is None and waiting):
+            if step > 0:
                 forward_backward, optim_step, done = waiting.pop(0)
                 losses.append(mean_loss(forward_backward.result(), done))
                 optim_step.result()
@@ -131,10 +131,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--base-url", help="address of the service (else TINKER_BASE_URL)")
     parser.add_argument("--base-model", help="base model to fine-tune (else the first that the service offers)")
     parser.add_argument("--data", type=Path, help="conversations, JSON lines (else those packaged by tinker-cookbook)")
-    parser.add_argument("--steps", type=int, default=48, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=16, help="answers in one step")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of Adam, constant")
-    parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapter")
+    parser.add_argument(
+        "--learning-rate", type=float, default=8e-3, help="of Adam at the start; try 2e-4 on models of billions"
+    )
+    parser.add_argument("--rank", type=int, default=32, help="of the LoRA adapter")
     parser.add_argument("--plot", type=Path, default=Path("supervised.png"), help="where the loss plot is written")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter's start and the order of the data")
     return parser.parse_args()
@@ -142,7 +144,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Fine-tune, save, sample, plot, and show the cost."""
-    args, console = parse_args(), Console(emoji=False, highlight=False, markup=False)
+    args, console = parse_args(), Console(emoji=False, highlight=False, markup=False, soft_wrap=True)
     url, rng = reach(args.base_url), random.Random(args.seed)
     conversations = read_conversations(args.data or packaged_conversations())
     with tinker.ServiceClient(base_url=url, user_metadata={"script": "supervised"}) as service:
@@ -163,7 +165,7 @@ def main() -> None:
         console.print(f"saved {state.result().path}\n      {weights}")
         for messages, old, new in zip(shown, before, after, strict=True):
             question = next(m["content"] for m in messages if m["role"] == "user")
-            console.print(f"\n{question}\n  before: {old!r}\n  after:  {new!r}", soft_wrap=True)
+            console.print(f"\n{question}\n  before: {old!r}\n  after:  {new!r}")
         plot(losses, args.plot, f"{base_model}, rank {args.rank}")
         console.print(f"\nloss {losses[0]:.3f} → {losses[-1]:.3f} · plot in {args.plot}")
         console.print(cost_table(fetch_cost(url, client.model_id)))

@@ -8,17 +8,17 @@ from typing import Any
 
 MODEL_NAME = "Qwen/Qwen3-0.6B"
 RENDERER = "qwen3_instruct"  # no think block: so the starter model learned to answer additions
-LORA_RANK = 16
+LORA_RANK = 32
 
 SL_EPOCHS = 4
 SL_BATCH_SIZE = 16  # of the 128 conversations: 8 steps an epoch
-SL_LEARNING_RATE = 1e-3
+SL_LEARNING_RATE = 2e-3
 SL_FALL_MIN = 0.5  # nats per token, mean of the first quarter of the steps to that of the last
 
 RL_STEPS = 40
 RL_GROUPS = 16
 RL_GROUP_SIZE = 8
-RL_LEARNING_RATE = 1e-3
+RL_LEARNING_RATE = 2e-3
 RL_TOKENS_MAX = 8
 RL_FIRST, RL_LAST = 3, 5  # steps averaged at the start and at the end
 RL_RISE_MIN = 0.15  # share of correct answers
