@@ -61,8 +61,8 @@ def try_again(services: Services, operation: Operation) -> Response:
 
 def queue_state(tx: Connection, services: Services, operation: Operation) -> QueueState:
     """What an operation without an outcome waits for."""
-    missing = None if operation.run_id is None else journal.first_missing(tx, operation.run_id)
-    if missing is not None and missing < operation.seq:
+    missing = None if operation.run_id is None else journal.first_missing(tx, operation.run_id, up_to=operation.seq)
+    if missing is not None:
         timeout_s = services.jobs_settings.gap_timeout_s
         return QueueState(
             "paused_capacity",

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from jobs import sweeper
 from jobs.app import make_app
 from jobs.dispatch import Dispatcher
+from jobs.reminders import Reminders
 from jobs.results import OutcomePublisher
 from jobs.settings import JobsSettings
 from storage.open import Storage, open_storage
@@ -49,12 +50,13 @@ def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Even
     app = make_app(settings)
     dispatcher = Dispatcher(app, storage.database, message_expires_s=settings.message_expires_s)
     publisher = OutcomePublisher(settings.resolved_broker_url())
+    reminders = Reminders(first_s=settings.sweep_s, longest_s=settings.message_expires_s)
     scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
     scheduler.add_job(
         sweeper.sweep,
         "interval",
         seconds=settings.sweep_s,
-        args=[storage.database, dispatcher, publisher, settings],
+        args=[storage.database, dispatcher, publisher, settings, reminders],
         id="sweep",
     )
     scheduler.add_job(dispatcher.announce_sweep, "interval", seconds=OBJECT_SWEEP_S, id="sweep_objects")

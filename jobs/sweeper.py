@@ -8,6 +8,7 @@ from datetime import timedelta
 import structlog
 
 from jobs.dispatch import Dispatcher
+from jobs.reminders import Reminders, Waiting
 from jobs.results import OutcomePublisher
 from jobs.settings import JobsSettings
 from storage import ids, journal
@@ -16,6 +17,9 @@ from storage.database import Database
 log = structlog.get_logger()
 
 PAGE = 500
+STALLED_MAX = 10_000
+SAMPLES = "samples"
+"""Stands for all samples among the names of runs, none of which is so short."""
 PLACES_PER_PASS = 100
 """A wide gap is closed over several passes: each of its places is a row, and a write transaction is short."""
 
@@ -29,23 +33,38 @@ class Swept:
     gaps_closed: int
 
 
-def sweep(database: Database, dispatcher: Dispatcher, publisher: OutcomePublisher, settings: JobsSettings) -> Swept:
-    """Announce stalled runs and samples again, and close gaps that timed out."""
+def sweep(
+    database: Database,
+    dispatcher: Dispatcher,
+    publisher: OutcomePublisher,
+    settings: JobsSettings,
+    reminders: Reminders,
+) -> Swept:
+    """Announce stalled runs and samples again, and close gaps that timed out.
+
+    Args:
+        reminders: keeps, from pass to pass, what was announced when.
+    """
     closed = close_gaps(database, publisher, gap_timeout_s=settings.gap_timeout_s)
     with database.begin() as tx:
         now = database.now(tx)
         released = journal.release_claims(tx, now=now)
     with database.read() as tx:
         stalled_since = now - timedelta(seconds=settings.stalled_after_s)
-        stalled = journal.stalled_runs(tx, now=now, accepted_before=stalled_since, limit=PAGE)
-        samples = journal.samples_wait(tx)
-    for run_id in {*stalled, *(run_id for run_id, _ in closed)}:
-        dispatcher.announce_run(run_id)
-    if samples:
+        stalled = journal.stalled_runs(tx, now=now, accepted_before=stalled_since, limit=STALLED_MAX)
+        sample = journal.oldest_waiting_sample(tx)
+    waiting = [Waiting(run.id, (run.state_seq, run.lease_epoch, run.held), held=run.held) for run in stalled]
+    if sample is not None:
+        waiting.insert(0, Waiting(SAMPLES, sample))
+    due = reminders.due(waiting, now=now, limit=PAGE)
+    if SAMPLES in due or released:
         dispatcher.announce_samples()
-    if stalled or released or closed:
-        log.info("swept", runs=len(stalled), claims=released, gaps=len(closed))
-    return Swept(len(stalled), released, len(closed))
+    runs = [name for name in due if name != SAMPLES]
+    for run_id in {*runs, *(run_id for run_id, _ in closed)}:
+        dispatcher.announce_run(run_id)
+    if runs or released or closed:
+        log.info("swept", runs=len(runs), claims=released, gaps=len(closed))
+    return Swept(len(runs), released, len(closed))
 
 
 def close_gaps(database: Database, publisher: OutcomePublisher, *, gap_timeout_s: float) -> list[tuple[str, int]]:

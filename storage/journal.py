@@ -25,7 +25,6 @@ from sqlalchemy import (
     and_,
     exists,
     func,
-    literal_column,
     not_,
     or_,
     select,
@@ -368,16 +367,16 @@ def claim_samples(
     """
     table = tables.operation
 
-    def oldest(number: int, *conditions: ColumnElement[bool]) -> Sequence[int]:
-        query = select(table.c.id).where(_sample_waits(table), *conditions).order_by(table.c.id).limit(number)
+    def take(query: Select[Any], number: int) -> Sequence[int]:
+        query = query.limit(number)
         return tx.execute(query.with_for_update(skip_locked=True) if skip_locked else query).scalars().all()
 
-    waiting = _accounts_with_samples(tx)[:limit]
+    waiting = _accounts_with_samples(tx)
     claimed: list[int] = []
-    for account_id in waiting if len(waiting) > 1 else ():
-        claimed.extend(oldest(limit // len(waiting), table.c.account_id == account_id))
+    for account_id in waiting[:limit] if len(waiting) > 1 else ():
+        claimed.extend(take(_queued_of(account_id), max(1, limit // len(waiting))))
     if waiting and len(claimed) < limit:
-        claimed.extend(oldest(limit - len(claimed), table.c.id.not_in(claimed)))
+        claimed.extend(take(_queued().where(table.c.id.not_in(claimed)), limit - len(claimed)))
     if not claimed:
         return []
     tx.execute(
@@ -398,26 +397,46 @@ def claim_samples(
 def _accounts_with_samples(tx: Connection) -> Sequence[str]:
     """Accounts with queued samples: those with the fewest running first, then those that have waited longest."""
     table, later = tables.operation, tables.operation.alias("later")
-    first = select(func.min(table.c.account_id).label("id")).where(_sample_waits(table))
+    first = _open_samples(table, Status.QUEUED, func.min(table.c.account_id).label("id"))
     account = first.cte("account", recursive=True)  # steps from account to account in the index, however long a queue
-    following = select(func.min(later.c.account_id)).where(_sample_waits(later), later.c.account_id > account.c.id)
+    following = _open_samples(later, Status.QUEUED, func.min(later.c.account_id)).where(
+        later.c.account_id > account.c.id
+    )
     account = account.union_all(select(following.scalar_subquery()).where(account.c.id.is_not(None)))
-    oldest = select(func.min(table.c.id)).where(_sample_waits(table), table.c.account_id == account.c.id)
-    waiting = tx.execute(select(account.c.id, oldest.scalar_subquery()).where(account.c.id.is_not(None))).all()
+    oldest = _queued_of(account.c.id).limit(1).correlate(account).scalar_subquery()
+    waiting = tx.execute(select(account.c.id, oldest).where(account.c.id.is_not(None))).all()
     if len(waiting) < 2:
         return [account_id for account_id, _ in waiting]
-    running = (
-        select(table.c.account_id, func.count())
-        .where(table.c.status == Status.RUNNING, table.c.sampling_session_id.is_not(None))
-        .group_by(table.c.account_id)
-    )
-    num_running: dict[str, int] = dict(tx.execute(running).all())  # type: ignore[arg-type]  # rows are pairs
+    running = _open_samples(table, Status.RUNNING, table.c.account_id, func.count()).group_by(table.c.account_id)
+    num_running = {row[0]: row[1] for row in tx.execute(running)}
     return [id_ for id_, _ in sorted(waiting, key=lambda row: (num_running.get(row[0], 0), row[1]))]
 
 
-def _sample_waits(table: FromClause) -> ColumnElement[bool]:
-    """In the words of the partial indexes, since a bound parameter would keep databases from using them."""
-    return and_(table.c.status == literal_column("'queued'"), table.c.sampling_session_id.is_not(None))
+def _queued() -> Select[Any]:
+    """Ids of all queued samples, oldest first; a range of one status, for the reason that `_queued_of` gives."""
+    table = tables.operation.c
+    status = (table.status >= Status.QUEUED, table.status <= Status.QUEUED)
+    open_samples = (table.sampling_session_id.is_not(None), table.finished_at.is_(None))
+    return select(table.id).where(*status, *open_samples).order_by(table.status, table.id)
+
+
+def _queued_of(account_id: str | ColumnElement[str]) -> Select[Any]:
+    """Ids of an account's queued samples, oldest first.
+
+    A range of one account, since in order of (account, id) only one index serves; asked for an equal account in order
+    of id, a database may walk all queued samples in hope of soon meeting one.
+    """
+    table = tables.operation
+    query = _open_samples(table, Status.QUEUED, table.c.id)
+    query = query.where(table.c.account_id >= account_id, table.c.account_id <= account_id)
+    return query.order_by(table.c.account_id, table.c.id)
+
+
+def _open_samples(table: FromClause, status: Status, *columns: ColumnElement[Any]) -> Select[Any]:
+    """Samples of a status that is not final, in the words of the partial indexes."""
+    return select(*columns).where(
+        table.c.status == status, table.c.sampling_session_id.is_not(None), table.c.finished_at.is_(None)
+    )
 
 
 def check_claim(tx: Connection, operation: Operation, *, worker_id: str) -> None:
@@ -470,9 +489,7 @@ def samples_wait(tx: Connection) -> bool:
 
 def oldest_waiting_sample(tx: Connection) -> int | None:
     """The queued sample that was accepted first."""
-    table = tables.operation
-    query = select(table.c.id).where(_sample_waits(table)).order_by(table.c.id).limit(1)
-    found: int | None = tx.execute(query).scalar_one_or_none()
+    found: int | None = tx.execute(_queued().limit(1)).scalar_one_or_none()
     return found
 
 
@@ -584,7 +601,8 @@ def first_missing(tx: Connection, run_id: str, *, up_to: int | None = None) -> i
         return state_seq + 1
     next_is_there = exists().where(following.c.run_id == run_id, following.c.seq == table.c.seq + 1)
     before_gap = select(table.c.seq).where(ahead, ~next_is_there).order_by(table.c.seq).limit(1)
-    return tx.execute(before_gap).scalar_one() + 1
+    last_present: int = tx.execute(before_gap).scalar_one()
+    return last_present + 1
 
 
 # -------------------------------------------------------------------------------------------------------------- ageing

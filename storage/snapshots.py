@@ -37,15 +37,21 @@ def add(
 ) -> None:
     """Name a stored snapshot, unless the lease was lost, and let the ones no longer needed go.
 
+    One of the same `seq` is replaced: its bytes may be damaged, those of the new object were made just now. Naming the
+    same object again, after a commit whose answer was lost, changes nothing.
+
     Raises:
         LeaseLostError: a later epoch exists.
         UploadGoneError: the object was swept away; write it again.
     """
     if not leases.is_held(tx, lease):
         raise LeaseLostError(lease.run_id, lease.epoch)
-    if any(known.seq == seq for known in newest_first(tx, lease.run_id)):
-        return  # an earlier try, whose commit's answer was lost, took effect; this upload expires
+    known = next((known for known in newest_first(tx, lease.run_id) if known.seq == seq), None)
+    if known is not None and known.object_key == object_key:
+        return
     uploads.reference(tx, object_key, size_bytes=size_bytes)
+    if known is not None:
+        _remove(tx, known)
     tx.execute(
         insert(tables.snapshot).values(
             run_id=lease.run_id,
@@ -57,10 +63,13 @@ def add(
         )
     )
     for old in newest_first(tx, lease.run_id)[KEPT:]:
-        tx.execute(
-            delete(tables.snapshot).where(tables.snapshot.c.run_id == old.run_id, tables.snapshot.c.seq == old.seq)
-        )
-        uploads.release(tx, old.object_key)
+        _remove(tx, old)
+
+
+def _remove(tx: Connection, old: Snapshot) -> None:
+    table = tables.snapshot
+    tx.execute(delete(table).where(table.c.run_id == old.run_id, table.c.seq == old.seq))
+    uploads.release(tx, old.object_key)
 
 
 def newest_first(tx: Connection, run_id: str) -> Sequence[Snapshot]:

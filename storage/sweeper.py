@@ -1,15 +1,22 @@
-"""Deletes what nothing needs any more: rows first, in a short transaction, then the objects they named."""
+"""Deletes what nothing needs any more: rows in short transactions, then the objects they named.
+
+A pass goes on until nothing is left to do, or `PASS_MAX` of a kind are done; each transaction handles a page.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from storage import checkpoints, journal, runs, uploads
 from storage.database import Database
 from storage.objects import ObjectStore
 
-PAGE = 200
+PAGE = 100
+WEIGHTS_PAGE = 20
+"""Whether weights are still needed is looked up one by one, so that fewer fit into a short transaction."""
+PASS_MAX = 20_000
 
 
 @dataclass(frozen=True)
@@ -27,21 +34,59 @@ def sweep(
 ) -> Swept:
     """Expire outcomes, checkpoints and abandoned sampling sessions, and delete objects that no row names.
 
-    At most one page of each a call, so that no transaction is long.
+    Two passes at once are harmless. At most `PASS_MAX` of each a call; the next one goes on.
     """
-    with database.begin() as tx:
+    with database.read() as tx:
         now = database.now(tx)
-        before = now - timedelta(seconds=result_retention_s)
-        expired = journal.expire_outcomes(tx, finished_before=before, limit=PAGE)
-        for key in expired.object_keys:
-            uploads.release(tx, key)
-        checkpoints.release_unneeded(tx, expired.loads_keys)
-        gone = checkpoints.remove_expired(tx, now=now, limit=PAGE)
-        silent_since = now - timedelta(seconds=sampling_session_idle_s)
-        ended = runs.end_abandoned_sampling_sessions(tx, silent_since=silent_since, now=now, limit=PAGE)
+    silent_since = now - timedelta(seconds=sampling_session_idle_s)
+    return Swept(
+        outcomes=_expire_outcomes(database, finished_before=now - timedelta(seconds=result_retention_s)),
+        checkpoints=_in_pages(lambda: _remove_checkpoints(database, now), WEIGHTS_PAGE),
+        sampling_sessions=_in_pages(lambda: _end_sampling_sessions(database, silent_since, now), WEIGHTS_PAGE),
+        objects=_in_pages(lambda: _delete_objects(database, objects), PAGE),
+    )
+
+
+def _in_pages(handle_page: Callable[[], int], page: int) -> int:
+    total = 0
+    while total < PASS_MAX:
+        handled = handle_page()
+        total += handled
+        if handled < page:
+            break
+    return total
+
+
+def _expire_outcomes(database: Database, *, finished_before: datetime) -> int:
+    with database.read() as tx:  # much may have to be passed over that a replay still needs: no writer waits for that
+        old = journal.outcomes_to_expire(tx, finished_before=finished_before, limit=PASS_MAX)
+    total = 0
+    for first in range(0, len(old), PAGE):
+        with database.begin() as tx:
+            expired = journal.expire_outcomes(tx, old[first : first + PAGE])
+            uploads.release(tx, *expired.object_keys)
+            checkpoints.release_unneeded(tx, expired.loads_keys)
+        total += expired.outcomes
+    return total
+
+
+def _remove_checkpoints(database: Database, now: datetime) -> int:
+    with database.begin() as tx:
+        return checkpoints.remove_expired(tx, now=now, limit=WEIGHTS_PAGE)
+
+
+def _end_sampling_sessions(database: Database, silent_since: datetime, now: datetime) -> int:
+    with database.begin() as tx:
+        ended = runs.end_abandoned_sampling_sessions(tx, silent_since=silent_since, now=now, limit=WEIGHTS_PAGE)
         checkpoints.release_unneeded(tx, ended)
+    return len(ended)
+
+
+def _delete_objects(database: Database, objects: ObjectStore) -> int:
     with database.begin() as tx:
         keys = uploads.take_unwanted(tx, now=database.now(tx), limit=PAGE)
     if keys:
         objects.delete(keys)
-    return Swept(outcomes=expired.outcomes, checkpoints=gone, sampling_sessions=len(ended), objects=len(keys))
+        with database.begin() as tx:
+            uploads.forget(tx, keys)
+    return len(keys)

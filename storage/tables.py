@@ -161,6 +161,8 @@ sampling_session = Table(
     Index("ix_sampling_session_object_key", "object_key"),
 )
 
+_OPEN_SAMPLES = text("sampling_session_id IS NOT NULL AND finished_at IS NULL")
+
 operation = Table(
     "operation",
     metadata,
@@ -198,7 +200,18 @@ operation = Table(
     UniqueConstraint("sampling_session_id", "seq"),
     Index("ix_operation_waiting", "status", "kind", "base_model"),
     Index("ix_operation_account_finished", "account_id", "finished_at"),
-    Index("ix_operation_finished", "finished_at"),
+    Index("ix_operation_open_samples", "status", "id", sqlite_where=_OPEN_SAMPLES, postgresql_where=_OPEN_SAMPLES),
+    Index(
+        "ix_operation_open_samples_by_account",
+        "status",
+        "account_id",
+        "id",
+        sqlite_where=_OPEN_SAMPLES,
+        postgresql_where=_OPEN_SAMPLES,
+    ),
+    Index(
+        "ix_operation_finished", "finished_at", sqlite_where=text("NOT expired"), postgresql_where=text("NOT expired")
+    ),
     Index("ix_operation_loads_key", "loads_key"),
 )
 

@@ -1,10 +1,12 @@
 """Which objects are wanted. An object is announced before it is put, and named by the transaction that needs it.
 
-    announced ──put──▶ (object lies in the store) ──reference()──▶ referenced ──release()──▶ released ──sweeper──▶ gone
-        └──expired, never named──▶ sweeper: row first, in a transaction, then the object
+    announced ──put──▶ (object lies in the store) ──reference()──▶ referenced ──release()──▶ released
+        └──expired, never named──────────────────▶ deleting ◀──────────sweeper──────────────────┘
+                                                      └──the object is deleted──▶ (no row)
 
-A writer that was too slow finds its row gone and gets `UploadGoneError`: it uploads again under a fresh key. So neither
-the sweeper nor a paused writer can lose what a row names.
+A writer that was too slow finds its row `deleting`, or gone, and gets `UploadGoneError`: it uploads again under a fresh
+key. So neither the sweeper nor a paused writer can lose what a row names; and an object whose deletion failed is still
+known by its row, so that the next pass deletes it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from storage import tables
 from storage.errors import UploadGoneError
@@ -20,6 +22,8 @@ from storage.errors import UploadGoneError
 UPLOAD = "upload"
 REFERENCED = "referenced"
 RELEASED = "released"
+DELETING = "deleting"
+"""Nothing names the object any more, nor ever will again."""
 
 
 def announce(tx: Connection, key: str, *, now: datetime, expires_at: datetime) -> None:
@@ -43,18 +47,19 @@ def reference(tx: Connection, key: str, *, size_bytes: int) -> None:
         raise UploadGoneError(key)
 
 
-def release(tx: Connection, key: str) -> None:
-    """No row needs the object any more; the sweeper may delete it."""
-    tx.execute(update(tables.stored_object).where(tables.stored_object.c.key == key).values(state=RELEASED))
+def release(tx: Connection, *keys: str) -> None:
+    """No row needs these objects any more; the sweeper may delete them."""
+    row = tables.stored_object
+    tx.execute(update(row).where(row.c.key.in_(keys), row.c.state != DELETING).values(state=RELEASED))
 
 
 def keep(tx: Connection, key: str) -> None:
-    """Something has come to need a named object: undo a release. Nothing happens if it was swept away already.
+    """Something has come to need a named object: undo a release. Nothing happens if it is being swept away already.
 
     The row is locked until the transaction ends: whoever wants to release the object waits, and then sees who needs it.
     """
     row = tables.stored_object
-    tx.execute(update(row).where(row.c.key == key, row.c.state != UPLOAD).values(state=REFERENCED))
+    tx.execute(update(row).where(row.c.key == key, row.c.state.in_((REFERENCED, RELEASED))).values(state=REFERENCED))
 
 
 def lock(tx: Connection, key: str) -> None:
@@ -64,10 +69,20 @@ def lock(tx: Connection, key: str) -> None:
 
 
 def take_unwanted(tx: Connection, *, now: datetime, limit: int) -> Sequence[str]:
-    """Forget released and expired objects and return their keys, to be deleted once this has been committed."""
+    """Doom released and expired objects; returns their keys and those of earlier calls that were not forgotten yet.
+
+    They are to be deleted once this has been committed, and then forgotten.
+    """
     row = tables.stored_object
-    expired = (row.c.state == UPLOAD) & (row.c.expires_at < now)
-    keys = tx.execute(select(row.c.key).where(expired | (row.c.state == RELEASED)).limit(limit)).scalars().all()
-    wanted_no_more = expired | (row.c.state == RELEASED)
-    gone = tx.execute(delete(row).where(row.c.key.in_(keys), wanted_no_more).returning(row.c.key)).scalars().all()
-    return list(gone)
+    unwanted = or_(row.c.state.in_((RELEASED, DELETING)), and_(row.c.state == UPLOAD, row.c.expires_at < now))
+    query = select(row.c.key).where(unwanted).limit(limit).with_for_update(skip_locked=True)
+    keys = tx.execute(query).scalars().all()
+    tx.execute(update(row).where(row.c.key.in_(keys)).values(state=DELETING))
+    return keys
+
+
+def forget(tx: Connection, keys: Sequence[str]) -> None:
+    """Remove the rows of objects that have been deleted."""
+    row = tables.stored_object
+    query = select(row.c.key).where(row.c.key.in_(keys), row.c.state == DELETING).with_for_update(skip_locked=True)
+    tx.execute(delete(row).where(row.c.key.in_(tx.execute(query).scalars().all())))

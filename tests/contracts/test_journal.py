@@ -1,10 +1,11 @@
 """What the journal promises, on SQLite and on PostgreSQL: accepted once, in order, claimed by one, closed, expired."""
 
+import contextlib
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from storage import journal, leases, runs, snapshots
 from storage.database import Database
@@ -20,6 +21,7 @@ from tests.factories import (
     PAYLOAD,
     SHA256,
     complete,
+    make_account,
     make_operation,
     make_run,
     make_sample,
@@ -243,6 +245,44 @@ def test_samples_are_claimed_oldest_first_and_once(tx: Connection) -> None:
     assert not journal.samples_wait(tx)
 
 
+def _queue(tx: Connection, account: str, num: int) -> list[Operation]:
+    sampling = make_sampling_session(tx, make_session(tx, make_account(tx, account)))
+    return [make_sample(tx, sampling, seq) for seq in range(num)]
+
+
+def test_every_account_that_waits_gets_its_share_of_the_claims(tx: Connection) -> None:
+    # Given
+    many, few, one = _queue(tx, "many", 20), _queue(tx, "few", 3), _queue(tx, "one", 1)
+    # When
+    claimed = _claim(tx, limit=9)
+    # Then three each, and what one account leaves goes to the oldest
+    assert [op.id for op in claimed] == [op.id for op in (*many[:5], *few, *one)]
+
+
+def test_claims_one_at_a_time_go_to_the_account_with_the_fewest_running(tx: Connection) -> None:
+    # Given
+    _queue(tx, "many", 20)
+    _claim(tx, limit=4)
+    late = _queue(tx, "late", 6)
+    # When
+    claimed = [_claim(tx, limit=1)[0] for _ in range(4)]
+    # Then
+    assert [op.id for op in claimed] == [op.id for op in late[:4]]
+    assert {op.account_id for op in _claim(tx, limit=2)} == {late[0].account_id, make_account(tx, "many").id}
+
+
+def test_more_accounts_than_claims_share_them_in_the_order_in_which_they_came(tx: Connection) -> None:
+    # Given
+    queues = [_queue(tx, f"account {number}", 2) for number in range(4)]
+    # When
+    claimed = [[op.id for op in _claim(tx, limit=3)] for _ in range(3)]
+    # Then
+    first, second = [queue[0].id for queue in queues], [queue[1].id for queue in queues]
+    assert claimed[0] == first[:3]
+    assert claimed[1] == sorted([first[3], *second[:2]])
+    assert claimed[2] == second[2:]
+
+
 def test_a_training_operation_is_never_claimed_as_a_sample(tx: Connection, run: Run) -> None:
     # Given
     make_operation(tx, run)
@@ -330,25 +370,81 @@ def test_a_training_operation_cannot_be_cancelled(tx: Connection, run: Run) -> N
     assert _status(tx, operation) == Status.QUEUED
 
 
+@contextlib.contextmanager
+def _plans(tx: Connection) -> Iterator[list[str]]:
+    """How the database would execute each query on operations that is made in the block."""
+    made: list[tuple[str, object]] = []
+    plans: list[str] = []
+
+    def note(_c: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if "FROM operation" in statement:
+            made.append((statement, parameters))
+
+    event.listen(tx, "before_cursor_execute", note)
+    yield plans
+    event.remove(tx, "before_cursor_execute", note)
+    explain = "EXPLAIN QUERY PLAN " if tx.dialect.name == "sqlite" else "EXPLAIN "
+    for statement, parameters in made:
+        plans.append("\n".join(str(row) for row in tx.exec_driver_sql(explain + statement, parameters)))  # type: ignore[arg-type]
+
+
+def test_queued_samples_are_found_without_reading_what_else_is_queued(tx: Connection) -> None:
+    # Given
+    if tx.dialect.name != "sqlite":
+        tx.exec_driver_sql("SET LOCAL enable_seqscan = off")  # as it decides where there are many rows
+    _queue(tx, "a", 2)
+    _queue(tx, "b", 2)
+    # When
+    with _plans(tx) as plans:
+        journal.samples_wait(tx)
+        _claim(tx, limit=3)
+    # Then every query but the one that reads what was claimed
+    assert ["ix_operation_open_samples" in plan for plan in plans] == [True] * 6 + [False]
+
+
+def test_old_outcomes_are_found_without_reading_those_that_are_forgotten(tx: Connection) -> None:
+    if tx.dialect.name != "sqlite":
+        tx.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    with _plans(tx) as plans:
+        journal.outcomes_to_expire(tx, finished_before=SOON, limit=5)
+    assert "ix_operation_finished" in plans[0]
+
+
 # ------------------------------------------------------------------------------------------------------------- stalled
+
+
+def _stalled(tx: Connection, *, now: datetime = LATER, accepted_before: datetime = SOON) -> list[str]:
+    return [run.id for run in journal.stalled_runs(tx, now=now, accepted_before=accepted_before, limit=5)]
 
 
 def test_a_run_whose_next_operation_waits_unheld_is_stalled(tx: Connection, run: Run) -> None:
     # Given
     make_operation(tx, run, 0, accepted_at=NOW)
     # Then
-    assert journal.stalled_runs(tx, now=LATER, accepted_before=SOON, limit=5) == [run.id]
-    assert journal.stalled_runs(tx, now=LATER, accepted_before=NOW, limit=5) == []
+    assert _stalled(tx) == [run.id]
+    assert _stalled(tx, accepted_before=NOW) == []
 
 
-def test_a_held_run_is_stalled_only_once_its_lease_has_expired(tx: Connection, run: Run) -> None:
+def test_a_held_run_that_works_is_stalled_only_once_its_lease_has_expired(tx: Connection, run: Run) -> None:
+    # Given
+    operation = make_operation(tx, run, 0)
+    _lease(tx, run)
+    journal.start(tx, [operation.id], worker_id="w", now=NOW)
+    # Then
+    assert _stalled(tx) == []
+    after = LATER + timedelta(seconds=1)
+    assert _stalled(tx, now=after) == [run.id]
+
+
+def test_a_held_run_whose_holder_has_not_begun_is_stalled_too(tx: Connection, run: Run) -> None:
     # Given
     make_operation(tx, run, 0)
-    _lease(tx, run)
+    lease = _lease(tx, run)
+    # When
+    (stalled,) = journal.stalled_runs(tx, now=LATER, accepted_before=SOON, limit=5)
     # Then
-    assert journal.stalled_runs(tx, now=LATER, accepted_before=SOON, limit=5) == []
-    after = LATER + timedelta(seconds=1)
-    assert journal.stalled_runs(tx, now=after, accepted_before=SOON, limit=5) == [run.id]
+    assert stalled == journal.StalledRun(run.id, state_seq=-1, lease_epoch=lease.epoch, held=True)
+    assert _stalled(tx, accepted_before=NOW) == []
 
 
 def test_a_run_that_waits_for_a_missing_seq_or_for_nothing_is_not_stalled(tx: Connection, run: Run) -> None:
@@ -359,7 +455,7 @@ def test_a_run_that_waits_for_a_missing_seq_or_for_nothing_is_not_stalled(tx: Co
     _advance(tx, idle, 0)
     _release(tx, idle)
     # Then
-    assert journal.stalled_runs(tx, now=LATER, accepted_before=SOON, limit=5) == []
+    assert _stalled(tx) == []
 
 
 def test_a_failed_operation_in_front_of_waiting_ones_stalls_its_run_too(tx: Connection, run: Run) -> None:
@@ -367,7 +463,7 @@ def test_a_failed_operation_in_front_of_waiting_ones_stalls_its_run_too(tx: Conn
     make_operation(tx, run, 0, refusal=BAD)
     make_operation(tx, run, 1)
     # Then
-    assert journal.stalled_runs(tx, now=LATER, accepted_before=SOON, limit=5) == [run.id]
+    assert _stalled(tx) == [run.id]
 
 
 # ---------------------------------------------------------------------------------------------------------------- gaps
@@ -381,6 +477,16 @@ def test_a_missing_seq_in_front_of_one_that_waits_too_long_is_a_gap(tx: Connecti
     assert journal.gaps(tx, accepted_before=SOON, limit=5) == [(run.id, 2, 4)]
     assert journal.gaps(tx, accepted_before=NOW, limit=5) == []
     assert journal.first_missing(tx, run.id) == 2
+
+
+def test_only_what_is_missing_before_an_operation_keeps_it_waiting(tx: Connection, run: Run) -> None:
+    # Given
+    for seq in (0, 1, 3, 4, 6):
+        make_operation(tx, run, seq)
+    complete(tx, journal.get_operation(tx, f"{run.id}:0"))
+    _advance(tx, run, 0)
+    # Then
+    assert [journal.first_missing(tx, run.id, up_to=seq) for seq in (0, 1, 3, 4, 6)] == [None, None, 2, 2, 2]
 
 
 def test_a_gap_after_the_committed_state_is_found(tx: Connection, run: Run) -> None:
@@ -473,6 +579,11 @@ def _snapshot(tx: Connection, run: Run, seq: int) -> None:
     snapshots.add(tx, lease, seq=seq, object_key=key, data_sha256=SHA256, size_bytes=1, now=NOW)
 
 
+def _expire(tx: Connection, *, limit: int = 10) -> journal.Expired:
+    old = journal.outcomes_to_expire(tx, finished_before=SOON, limit=limit)
+    return journal.expire_outcomes(tx, old)
+
+
 def test_outcomes_up_to_the_second_newest_snapshot_are_forgotten_and_the_replay_tail_stays(
     tx: Connection, run: Run
 ) -> None:
@@ -481,7 +592,7 @@ def test_outcomes_up_to_the_second_newest_snapshot_are_forgotten_and_the_replay_
     for seq in (0, 1, 3):
         _snapshot(tx, run, seq)
     # When
-    expired = journal.expire_outcomes(tx, finished_before=SOON, limit=10)
+    expired = _expire(tx)
     # Then
     assert sorted(expired.object_keys) == ["outcome-0", "outcome-1", "payload-0", "payload-1"]
     assert expired.outcomes == 2
@@ -489,7 +600,7 @@ def test_outcomes_up_to_the_second_newest_snapshot_are_forgotten_and_the_replay_
     assert [operation.expired for operation in read] == [True, True, False, False]
     assert (read[0].payload.key, read[0].outcome.key, read[0].status) == (None, None, Status.COMPLETED)
     assert read[2].outcome.key == "outcome-2"
-    assert journal.expire_outcomes(tx, finished_before=SOON, limit=10).outcomes == 0
+    assert _expire(tx).outcomes == 0
 
 
 def test_a_run_with_one_snapshot_keeps_everything(tx: Connection, run: Run) -> None:
@@ -497,7 +608,7 @@ def test_a_run_with_one_snapshot_keeps_everything(tx: Connection, run: Run) -> N
     _finished(tx, run, 0, "0")
     _snapshot(tx, run, 0)
     # Then
-    assert journal.expire_outcomes(tx, finished_before=SOON, limit=10).outcomes == 0
+    assert _expire(tx).outcomes == 0
 
 
 def test_samples_are_forgotten_by_age_alone_and_in_pages(tx: Connection) -> None:
@@ -508,7 +619,7 @@ def test_samples_are_forgotten_by_age_alone_and_in_pages(tx: Connection) -> None
     complete(tx, make_sample(tx, sampling, 3), at=LATER)
     make_sample(tx, sampling, 4)
     # Then
-    counts = [journal.expire_outcomes(tx, finished_before=SOON, limit=2).outcomes for _ in range(3)]
+    counts = [_expire(tx, limit=2).outcomes for _ in range(3)]
     assert counts == [2, 1, 0]
     assert not journal.get_operation(tx, f"{sampling.id}:3").expired
 
@@ -522,6 +633,6 @@ def test_expired_operations_tell_which_weights_they_had_loaded(tx: Connection, r
     for seq in (1, 2):
         _snapshot(tx, run, seq)
     # When
-    expired = journal.expire_outcomes(tx, finished_before=SOON, limit=10)
+    expired = _expire(tx)
     # Then
     assert sorted(expired.loads_keys) == ["others", "weights"]

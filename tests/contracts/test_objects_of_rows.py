@@ -61,8 +61,35 @@ def test_an_object_lives_from_its_announcement_until_it_is_released(tx: Connecti
     uploads.release(tx, "k")
     # Then
     assert uploads.take_unwanted(tx, now=SOON, limit=5) == ["k"]
+    uploads.forget(tx, ["k"])
     assert _state(tx, "k") is None
     assert uploads.take_unwanted(tx, now=AFTER, limit=5) == []
+
+
+def test_an_object_whose_deletion_failed_is_taken_again_and_never_needed_again(tx: Connection) -> None:
+    # Given
+    make_upload(tx, "k")
+    uploads.reference(tx, "k", size_bytes=3)
+    uploads.release(tx, "k")
+    assert uploads.take_unwanted(tx, now=SOON, limit=5) == ["k"]
+    # When
+    uploads.keep(tx, "k")
+    uploads.release(tx, "k")
+    with pytest.raises(UploadGoneError):
+        uploads.reference(tx, "k", size_bytes=3)
+    # Then
+    assert _state(tx, "k") == "deleting"
+    assert uploads.take_unwanted(tx, now=SOON, limit=5) == ["k"]
+
+
+def test_only_objects_that_are_being_deleted_are_forgotten(tx: Connection) -> None:
+    # Given
+    make_upload(tx, "k")
+    uploads.reference(tx, "k", size_bytes=3)
+    # When
+    uploads.forget(tx, ["k"])
+    # Then
+    assert _state(tx, "k") == "referenced"
 
 
 def test_an_upload_that_nobody_named_in_time_is_taken_and_a_late_reference_is_told(tx: Connection) -> None:
@@ -92,7 +119,10 @@ def test_unwanted_objects_are_taken_in_pages(tx: Connection) -> None:
     for number in range(5):
         make_upload(tx, f"k{number}", expires_at=NOW)
     # When
-    pages = [uploads.take_unwanted(tx, now=SOON, limit=2) for _ in range(4)]
+    pages = []
+    for _ in range(4):
+        pages.append(uploads.take_unwanted(tx, now=SOON, limit=2))
+        uploads.forget(tx, pages[-1])
     # Then
     assert [len(page) for page in pages] == [2, 2, 1, 0]
     assert len({key for page in pages for key in page}) == 5
@@ -138,15 +168,29 @@ def test_a_snapshot_of_a_lost_lease_is_not_named(tx: Connection, run: Run) -> No
     assert _state(tx, "snapshot-0") == "upload"
 
 
-def test_a_snapshot_written_again_after_an_unknown_commit_changes_nothing(tx: Connection, run: Run) -> None:
+def test_a_snapshot_named_again_after_an_unknown_commit_changes_nothing(tx: Connection, run: Run) -> None:
     # Given
     lease = _lease(tx, run)
-    first = _add_snapshot(tx, lease, 4, "first")
+    key = _add_snapshot(tx, lease, 4)
     # When
-    again = _add_snapshot(tx, lease, 4, "again")
+    snapshots.add(tx, lease, seq=4, object_key=key, data_sha256=SHA256, size_bytes=1, now=LATER)
     # Then
-    assert [snapshot.object_key for snapshot in snapshots.newest_first(tx, run.id)] == [first]
-    assert (_state(tx, first), _state(tx, again)) == ("referenced", "upload")
+    assert [snapshot.created_at for snapshot in snapshots.newest_first(tx, run.id)] == [NOW]
+    assert _state(tx, key) == "referenced"
+
+
+def test_a_snapshot_of_the_same_seq_takes_the_place_of_one_that_may_be_damaged(tx: Connection, run: Run) -> None:
+    # Given
+    lease = _lease(tx, run)
+    good, damaged = _add_snapshot(tx, lease, 2, "good"), _add_snapshot(tx, lease, 4, "damaged")
+    # When
+    new = make_upload(tx, "new")
+    snapshots.add(tx, lease, seq=4, object_key=new, data_sha256="1" * 64, size_bytes=2, now=LATER)
+    # Then
+    newest, before = snapshots.newest_first(tx, run.id)
+    assert (newest.object_key, newest.sha256, newest.size_bytes) == (new, "1" * 64, 2)
+    assert before.object_key == good
+    assert [_state(tx, key) for key in (good, damaged, new)] == ["referenced", "released", "referenced"]
 
 
 def test_a_snapshot_whose_object_was_swept_away_is_not_named(tx: Connection, run: Run) -> None:

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import Connection
 
 from jobs import sweeper
+from jobs.reminders import Reminders
 from jobs.settings import JobsSettings
 from storage import journal, leases
 from storage.clock import FrozenClock
 from storage.database import Database
 from storage.journal import Status
-from tests.factories import make_operation, make_run, make_sample, make_sampling_session
+from storage.runs import Run
+from tests.factories import complete, make_operation, make_run, make_sample, make_sampling_session
 from tests.jobs.journal_reader import Announcements
 
 SETTINGS = JobsSettings(gap_timeout_s=600, stalled_after_s=4)
@@ -35,8 +38,15 @@ def published() -> Published:
     return Published()
 
 
-def _sweep(database: Database, announced: Announcements, published: Published) -> sweeper.Swept:
-    return sweeper.sweep(database, announced, published, SETTINGS)  # type: ignore[arg-type]
+def _reminders() -> Reminders:
+    return Reminders(first_s=2, longest_s=60)
+
+
+def _sweep(
+    database: Database, announced: Announcements, published: Published, reminders: Reminders | None = None
+) -> sweeper.Swept:
+    reminders = reminders or _reminders()
+    return sweeper.sweep(database, announced, published, SETTINGS, reminders)  # type: ignore[arg-type]
 
 
 def test_work_that_nobody_took_is_announced_again(
@@ -54,20 +64,133 @@ def test_work_that_nobody_took_is_announced_again(
     assert announced.runs == [run.id]
 
 
-def test_work_of_a_held_run_is_left_to_its_holder(
+def test_work_that_its_runs_holder_has_begun_is_left_to_it(
     database: Database, clock: FrozenClock, announced: Announcements, published: Published
 ) -> None:
     # Given
+    reminders = _reminders()
+    with database.begin() as tx:
+        run = make_run(tx)
+        operation = make_operation(tx, run, accepted_at=clock.now())
+        _hold(tx, run, clock)
+        journal.start(tx, [operation.id], worker_id="w", now=clock.now())
+    # When
+    for _ in range(3):
+        clock.advance(5)
+        _sweep(database, announced, published, reminders)
+    # Then
+    assert announced.runs == []
+
+
+def _hold(tx: Connection, run: Run, clock: FrozenClock, *, lease_s: float = 60) -> leases.Lease:
+    expires_at = clock.now() + timedelta(seconds=lease_s)
+    return leases.acquire(tx, run.id, worker_id="w", now=clock.now(), expires_at=expires_at)
+
+
+def test_work_that_its_runs_holder_knows_nothing_of_is_announced_by_the_second_pass(
+    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+) -> None:
+    # Given
+    reminders = _reminders()
     with database.begin() as tx:
         run = make_run(tx)
         make_operation(tx, run, accepted_at=clock.now())
-        expires_at = clock.now() + timedelta(seconds=60)
-        leases.acquire(tx, run.id, worker_id="w", now=clock.now(), expires_at=expires_at)
-    # When
+        _hold(tx, run, clock)
     clock.advance(5)
-    _sweep(database, announced, published)
+    _sweep(database, announced, published, reminders)
+    assert announced.runs == []
+    # When
+    clock.advance(2)
+    _sweep(database, announced, published, reminders)
+    # Then
+    assert announced.runs == [run.id]
+
+
+def test_a_long_queue_of_a_run_that_moves_on_is_not_announced(
+    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+) -> None:
+    # Given
+    reminders = _reminders()
+    with database.begin() as tx:
+        run = make_run(tx)
+        operations = [make_operation(tx, run, seq, accepted_at=clock.now()) for seq in range(5)]
+        lease = _hold(tx, run, clock)
+    clock.advance(5)
+    # When
+    for seq, operation in enumerate(operations[:4]):
+        with database.begin() as tx:
+            complete(tx, operation)
+            leases.advance(tx, lease, state_seq=seq)
+        _sweep(database, announced, published, reminders)
+        clock.advance(2)
     # Then
     assert announced.runs == []
+
+
+def test_without_workers_work_is_announced_at_growing_intervals(
+    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+) -> None:
+    # Given
+    reminders = _reminders()
+    with database.begin() as tx:
+        make_operation(tx, make_run(tx), accepted_at=clock.now())
+        make_sample(tx, make_sampling_session(tx))
+    # When
+    runs_at, samples_at = list[int](), list[int]()
+    for second in range(0, 301, 2):
+        before = announced.samples
+        if _sweep(database, announced, published, reminders).runs_announced:
+            runs_at.append(second)
+        if announced.samples > before:
+            samples_at.append(second)
+        clock.advance(2)
+    # Then
+    assert samples_at == [0, 2, 6, 14, 30, 62, 122, 182, 242]
+    assert runs_at == [6 + second for second in samples_at]
+
+
+def test_work_of_a_dead_worker_is_announced_at_once_however_long_it_had_waited(
+    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+) -> None:
+    # Given
+    reminders = _reminders()
+    with database.begin() as tx:
+        run = make_run(tx)
+        operation = make_operation(tx, run, accepted_at=clock.now())
+    for _ in range(100):
+        clock.advance(2)
+        _sweep(database, announced, published, reminders)
+    # When
+    with database.begin() as tx:
+        _hold(tx, run, clock, lease_s=3)
+        journal.start(tx, [operation.id], worker_id="w", now=clock.now())
+    announced.runs.clear()
+    _sweep(database, announced, published, reminders)
+    assert announced.runs == []
+    clock.advance(4)
+    _sweep(database, announced, published, reminders)
+    # Then
+    assert announced.runs == [run.id]
+
+
+def test_a_lease_that_expires_between_two_passes_is_news(
+    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+) -> None:
+    # Given
+    reminders = _reminders()
+    with database.begin() as tx:
+        run = make_run(tx)
+        make_operation(tx, run, accepted_at=clock.now())
+        _hold(tx, run, clock, lease_s=41)
+    for _ in range(20):
+        clock.advance(2)
+        _sweep(database, announced, published, reminders)
+    announced.runs.clear()
+    # When
+    clock.advance(2)
+    _sweep(database, announced, published, reminders)
+    # Then
+    assert announced.runs == [run.id]
 
 
 def test_samples_of_a_worker_that_is_gone_are_put_back_and_announced(

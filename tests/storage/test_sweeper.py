@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from storage import checkpoints, journal, leases, runs, snapshots, sweeper, uploads
 from storage.clock import FrozenClock
-from storage.errors import ObjectStoreUnavailableError
+from storage.errors import ObjectStoreUnavailableError, UploadGoneError
 from storage.open import Storage
 from storage.sweeper import Swept
 from tests.factories import (
@@ -161,3 +161,69 @@ def test_weights_of_an_abandoned_sampling_session_go_and_those_of_a_live_one_sta
     assert not storage.objects.exists("checkpoints/ephemeral")
     with storage.database.read() as tx:
         assert runs.get_sampling_session(tx, sampling.id).ended_at == clock.now()
+
+
+def _release_objects(storage: Storage, num: int) -> list[str]:
+    keys = [f"payloads/{number}" for number in range(num)]
+    for key in keys:
+        storage.objects.put(key, b"x")
+    with storage.database.begin() as tx:
+        for key in keys:
+            make_upload(tx, key)
+            uploads.reference(tx, key, size_bytes=1)
+        uploads.release(tx, *keys)
+    return keys
+
+
+def test_one_pass_deletes_all_there_is_and_not_a_page_only(storage: Storage) -> None:
+    # Given
+    keys = _release_objects(storage, 2 * sweeper.PAGE + 1)
+    # Then
+    assert _sweep(storage) == Swept(objects=len(keys))
+    assert list(storage.objects.list("payloads/")) == []
+    assert _sweep(storage) == Swept()
+
+
+def test_one_pass_forgets_all_old_outcomes_and_not_a_page_only(storage: Storage, clock: FrozenClock) -> None:
+    # Given
+    num = sweeper.PAGE + 1
+    with storage.database.begin() as tx:
+        sampling = make_sampling_session(tx)
+        for seq in range(num):
+            complete(tx, make_sample(tx, sampling, seq), at=clock.now())
+    # When
+    clock.advance(WEEK_S + 1)
+    # Then
+    assert _sweep(storage) == Swept(outcomes=num)
+
+
+def test_a_pass_is_bounded_and_the_next_one_goes_on(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    monkeypatch.setattr(sweeper, "PAGE", 2)
+    monkeypatch.setattr(sweeper, "PASS_MAX", 4)
+    _release_objects(storage, 7)
+    # Then
+    assert [_sweep(storage).objects for _ in range(3)] == [4, 3, 0]
+
+
+def test_objects_whose_deletion_failed_are_deleted_by_the_next_pass(
+    storage: Storage, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    (released,) = _release_objects(storage, 1)
+    storage.payloads.put_object(b"x", "payloads/slow")
+    clock.advance(storage.settings.upload_expiry_s + 1)
+
+    def refuse(_: object) -> None:
+        raise ObjectStoreUnavailableError("store", "away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.objects, "delete", refuse)
+        with pytest.raises(ObjectStoreUnavailableError):
+            _sweep(storage)
+    # When the writer of the expired upload comes back meanwhile
+    with storage.database.begin() as tx, pytest.raises(UploadGoneError):
+        uploads.reference(tx, "payloads/slow", size_bytes=1)
+    # Then
+    assert _sweep(storage).objects == 2
+    assert not any(storage.objects.exists(key) for key in (released, "payloads/slow"))

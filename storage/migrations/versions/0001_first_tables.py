@@ -238,8 +238,29 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("operation", schema=None) as batch_op:
         batch_op.create_index("ix_operation_account_finished", ["account_id", "finished_at"], unique=False)
-        batch_op.create_index("ix_operation_finished", ["finished_at"], unique=False)
+        batch_op.create_index(
+            "ix_operation_finished",
+            ["finished_at"],
+            unique=False,
+            sqlite_where=sa.text("NOT expired"),
+            postgresql_where=sa.text("NOT expired"),
+        )
         batch_op.create_index("ix_operation_loads_key", ["loads_key"], unique=False)
+        open_samples = sa.text("sampling_session_id IS NOT NULL AND finished_at IS NULL")
+        batch_op.create_index(
+            "ix_operation_open_samples",
+            ["status", "id"],
+            unique=False,
+            sqlite_where=open_samples,
+            postgresql_where=open_samples,
+        )
+        batch_op.create_index(
+            "ix_operation_open_samples_by_account",
+            ["status", "account_id", "id"],
+            unique=False,
+            sqlite_where=open_samples,
+            postgresql_where=open_samples,
+        )
         batch_op.create_index("ix_operation_waiting", ["status", "kind", "base_model"], unique=False)
 
     op.create_table(
@@ -291,6 +312,8 @@ def downgrade() -> None:
     op.drop_table("snapshot")
     with op.batch_alter_table("operation", schema=None) as batch_op:
         batch_op.drop_index("ix_operation_waiting")
+        batch_op.drop_index("ix_operation_open_samples_by_account")
+        batch_op.drop_index("ix_operation_open_samples")
         batch_op.drop_index("ix_operation_loads_key")
         batch_op.drop_index("ix_operation_finished")
         batch_op.drop_index("ix_operation_account_finished")
