@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -24,32 +24,60 @@ log = structlog.get_logger()
 
 RECONNECT_S = 0.5
 IDS_PER_MESSAGE = 500
+QUEUED_MAX = 20_000
+CLOSE_S = 2.0
 
 
 class OutcomePublisher:
-    """Tells every api process which operations have an outcome."""
+    """Tells every api process which operations have an outcome, from a thread of its own.
+
+    A broker that is away, or that blocks those who publish, delays nobody: at most `QUEUED_MAX` ids wait for it, of
+    more the oldest are dropped, and their waiters find the outcome by their safety read.
+    """
 
     def __init__(self, broker_url: str) -> None:
         self._broker_url = broker_url
-        self._lock = threading.Lock()
+        self._waiting: deque[str] = deque(maxlen=QUEUED_MAX)
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
         self._producer: Producer | None = None
 
     def publish(self, request_ids: Sequence[str]) -> None:
-        """Announce outcomes; a broker that is away costs the waiters up to one safety read."""
-        with self._lock:
+        """Have outcomes announced; returns at once."""
+        if not request_ids:
+            return
+        with self._changed:
+            self._waiting.extend(request_ids)
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Announce what waits, unless that takes long, and close the connection."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)  # one that the broker keeps waiting ends with the process
+
+    def _run(self) -> None:
+        while request_ids := self._next():
             try:
                 producer = self._producer or self._connect()
-                for first in range(0, len(request_ids), IDS_PER_MESSAGE):
-                    producer.publish({"request_ids": list(request_ids[first : first + IDS_PER_MESSAGE])})
+                producer.publish({"request_ids": request_ids})
             except Exception as error:  # the broker's libraries raise what they like; what is published is a hint only
                 self._disconnect()
                 log.warning("outcome_notification_failed", error=str(error))
+        self._disconnect()
 
-    def close(self) -> None:
-        """Close the connection."""
-        with self._lock:
-            self._disconnect()
+    def _next(self) -> list[str]:
+        """Wait for ids to announce; none when closing and all are."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            return [self._waiting.popleft() for _ in range(min(len(self._waiting), IDS_PER_MESSAGE))]
 
     def _connect(self) -> Producer:
         options = transport_options(self._broker_url)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
+from jobs import results
 from jobs.results import OutcomePublisher, OutcomeSubscription, OutcomeWaiters
 from storage import journal
 from storage.database import Database
@@ -44,14 +45,14 @@ async def listening(url: str, waiters: OutcomeWaiters) -> AsyncIterator[OutcomeP
     finally:
         subscription.stop()
         await asyncio.to_thread(subscription.join)
-        publisher.close()
+        await asyncio.to_thread(publisher.close)
 
 
 async def until_heard(publisher: OutcomePublisher, waiters: OutcomeWaiters) -> None:
     """Publish a probe until it wakes somebody."""
     async with asyncio.timeout(PATIENCE_S), waiters.subscribed("probe") as heard:
         while not heard.is_set():
-            await asyncio.to_thread(publisher.publish, ["probe"])
+            publisher.publish(["probe"])
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(heard.wait(), 0.1)
 
@@ -64,7 +65,7 @@ def test_an_outcome_wakes_its_waiter_without_a_safety_read(fresh_valkey_url: str
         async with reading(waiters), listening(fresh_valkey_url, waiters) as publisher:
             async with waiters.subscribed("mine") as mine, waiters.subscribed("other") as other:
                 # When
-                await asyncio.to_thread(publisher.publish, ["mine", "nobody's"])
+                publisher.publish(["mine", "nobody's"])
                 await asyncio.wait_for(mine.wait(), PATIENCE_S)
                 # Then
                 assert not other.is_set()
@@ -87,7 +88,7 @@ def test_every_process_hears_of_every_outcome(fresh_valkey_url: str) -> None:
             second.subscribed("r") as there,
         ):
             # When
-            await asyncio.to_thread(publisher.publish, ["r"])
+            publisher.publish(["r"])
             # Then
             await asyncio.wait_for(asyncio.gather(here.wait(), there.wait()), PATIENCE_S)
 
@@ -107,7 +108,7 @@ def test_very_many_outcomes_at_once_wake_all_their_waiters(fresh_valkey_url: str
         ):
             events = [await stack.enter_async_context(waiters.subscribed(name)) for name in names]
             # When
-            await asyncio.to_thread(publisher.publish, names)
+            publisher.publish(names)
             # Then
             await asyncio.wait_for(asyncio.gather(*(event.wait() for event in events)), PATIENCE_S)
 
@@ -135,20 +136,94 @@ def test_a_broker_that_comes_back_is_used_again() -> None:
         server.close()
 
 
-def test_a_broker_that_is_away_neither_fails_nor_hangs_the_publisher() -> None:
+class StuckBroker:
+    """Stands in for kombu's producer: keeps whoever publishes waiting until told to go on."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.goes_on = threading.Event()
+        self.published: list[str] = []
+
+    def publish(self, body: dict[str, list[str]]) -> None:
+        self.reached.set()
+        assert self.goes_on.wait(PATIENCE_S)
+        self.published.extend(body["request_ids"])
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> StuckBroker:
+    """What every publisher connects to."""
+    broker = StuckBroker()
+    monkeypatch.setattr(OutcomePublisher, "_connect", lambda _: broker)
+    return broker
+
+
+def test_a_broker_that_blocks_delays_nobody_who_publishes(stuck: StuckBroker) -> None:
     # Given
     publisher = OutcomePublisher("redis://127.0.0.1:1/0")
-    done = threading.Event()
-
-    def publish() -> None:
-        publisher.publish(["r"])
-        publisher.publish(["r"])
-        done.set()
-
-    # When
-    threading.Thread(target=publish, daemon=True).start()
+    publisher.publish(["first"])
+    assert stuck.reached.wait(PATIENCE_S)
+    # When it returns while the broker still blocks
+    publisher.publish(["second"])
+    assert stuck.published == []
     # Then
-    assert done.wait(PATIENCE_S)
+    stuck.goes_on.set()
+    publisher.close()
+    assert stuck.published == ["first", "second"]
+
+
+def test_of_more_outcomes_than_may_wait_the_oldest_are_dropped(
+    stuck: StuckBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    monkeypatch.setattr(results, "QUEUED_MAX", 3)
+    publisher = OutcomePublisher("redis://127.0.0.1:1/0")
+    publisher.publish(["sent"])
+    assert stuck.reached.wait(PATIENCE_S)
+    # When
+    publisher.publish(["a", "b", "c"])
+    publisher.publish(["d"])
+    stuck.goes_on.set()
+    publisher.close()
+    # Then
+    assert stuck.published == ["sent", "b", "c", "d"]
+
+
+def test_closing_does_not_wait_for_a_broker_that_blocks(stuck: StuckBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    monkeypatch.setattr(results, "CLOSE_S", 0.01)
+    publisher = OutcomePublisher("redis://127.0.0.1:1/0")
+    publisher.publish(["r"])
+    assert stuck.reached.wait(PATIENCE_S)
+    # When
+    publisher.close()
+    # Then
+    assert stuck.published == []
+    stuck.goes_on.set()
+
+
+def test_a_publisher_that_had_nothing_to_say_closes_without_having_connected() -> None:
+    publisher = OutcomePublisher("redis://127.0.0.1:1/0")
+    publisher.publish([])
+    publisher.close()
+    assert publisher._thread is None
+
+
+def test_a_broker_that_is_away_is_tried_again_with_the_next_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    tried = threading.Semaphore(0)
+
+    def refuse(_: OutcomePublisher) -> None:
+        tried.release()
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(OutcomePublisher, "_connect", refuse)
+    publisher = OutcomePublisher("redis://127.0.0.1:1/0")
+    for _ in range(2):
+        # When
+        publisher.publish(["r"])
+        # Then
+        assert tried.acquire(timeout=PATIENCE_S)
     publisher.close()
 
 
