@@ -169,6 +169,44 @@ def test_a_database_that_is_away_says_so_without_the_password() -> None:
     database.close()
 
 
+@pytest.mark.servers
+def test_a_server_that_no_longer_leads_counts_as_unavailable_and_is_connected_to_anew(fresh_database_url: str) -> None:
+    # Given
+    database = Database(fresh_database_url)
+    migrate(database)
+    with database.read() as tx:
+        before = tx.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    # When
+    with pytest.raises(DatabaseUnavailableError, match="read-only"), database.begin() as tx:  # noqa: PT012
+        tx.exec_driver_sql("SET TRANSACTION READ ONLY")
+        make_account(tx)
+    # Then
+    with database.read() as tx:
+        assert tx.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() != before
+    database.close()
+
+
+@pytest.mark.servers
+def test_a_connection_that_is_cut_in_mid_transaction_counts_as_unavailable(fresh_database_url: str) -> None:
+    # Given
+    database = Database(fresh_database_url)
+    # When
+    with pytest.raises(DatabaseUnavailableError), database.begin() as tx:  # noqa: PT012
+        pid = tx.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        with database.begin() as other:
+            other.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 10000)")
+        tx.exec_driver_sql("SELECT 1")
+    # Then
+    with database.begin() as tx:
+        tx.exec_driver_sql("SELECT 1")
+    database.close()
+
+
+def test_a_row_that_is_refused_does_not_count_as_unavailable(database: Database) -> None:
+    with pytest.raises(sqlalchemy.exc.IntegrityError), database.begin() as tx:
+        tx.execute(sqlalchemy.insert(tables.account).values(id="a", name=None, created_at=NOW))
+
+
 def test_a_pool_without_a_free_connection_counts_as_unavailable(database: Database) -> None:
     # Given
     database.engine.pool._timeout = 0.01  # type: ignore[attr-defined]
