@@ -21,7 +21,7 @@ RL_GROUP_SIZE = 8
 RL_LEARNING_RATE = 2e-3
 RL_TOKENS_MAX = 8
 RL_FIRST, RL_LAST = 3, 5  # steps averaged at the start and at the end
-RL_RISE_MIN = 0.15  # share of correct answers
+RL_RISE_MIN = 0.2  # share of correct answers
 RL_KL_MAX = 1e-6  # mean of half the squared difference of sampler's and trainer's log-probabilities
 
 Row = dict[str, Any]
