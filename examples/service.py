@@ -66,7 +66,7 @@ def choose_base_model(client: tinker.RestClient, wanted: str | None) -> str:
 
 def fetch_cost(url: str, run: str) -> dict[str, Any]:
     """What the service has metered so far for the session that a run belongs to, its samples included."""
-    query = urllib.parse.urlencode({"session_id": run.partition(":train:")[0]})
+    query = urllib.parse.urlencode({"session": run.partition(":train:")[0]})
     headers = {"X-API-Key": os.environ["TINKER_API_KEY"]}
     request = urllib.request.Request(f"{url}/api/v1/cost?{query}", headers=headers)
     with urllib.request.urlopen(request, timeout=COST_TIMEOUT_S) as response:

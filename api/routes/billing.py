@@ -18,14 +18,14 @@ router = APIRouter(prefix="/api/v1")
 def get_cost(
     services: Joined,
     key: CurrentKey,
-    run_id: Annotated[str | None, Query(max_length=192)] = None,
-    session_id: Annotated[str | None, Query(max_length=192)] = None,
+    run: Annotated[str | None, Query(max_length=192)] = None,
+    session: Annotated[str | None, Query(max_length=192)] = None,
     since: AwareDatetime | None = None,
 ) -> dict[str, Any]:
-    """Usage and cost by run and kind of operation; amounts are decimal strings."""
+    """Usage and cost by run and kind of operation, of one run or session if asked; amounts are decimal strings."""
     since_at: datetime | None = since
     with services.database.read() as tx:
         report = cost.report(
-            tx, services.rate_card, account_id=key.account_id, run_id=run_id, session_id=session_id, since=since_at
+            tx, services.rate_card, account_id=key.account_id, run_id=run, session_id=session, since=since_at
         )
     return report.as_json()

@@ -117,6 +117,7 @@ def test_8_the_state_is_written_back(service: Service, engine: Engine, visit: Vi
 
 def test_9_the_bill_says_what_it_used(door: TestClient, visit: Visit) -> None:
     report = door.get("/api/v1/cost", params={"run": visit.run_id}).json()
+    assert door.get("/api/v1/cost", params={"run": "another"}).json()["rows"] == []
     (row,) = [row for row in report["rows"] if row["kind"] == "forward_backward"]
     assert row["tokens_trained"] == 3
     assert float(row["device_seconds"]) > 0
