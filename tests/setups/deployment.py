@@ -41,6 +41,8 @@ class Deployment:
         own = {name: value for name, value in os.environ.items() if not name.startswith("PIECEWORK_")}
         self._environment = {**own, "PIECEWORK_DATA_DIR": str(directory / "data"), **(urls or {})}
         self._environment["PIECEWORK_CACHE_DIR"] = str(directory / "cache")
+        # Nobody sees a worker die there but by its lease: a short one, so that the tests need not wait for long.
+        self._environment |= {} if self._embedded else {"PIECEWORK_LEASE_S": "3", "PIECEWORK_SWEEP_S": "0.5"}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self.command("models", "add", str(model), "--name", MODEL)
         self.command("accounts", "create", "tests", "--json")
