@@ -21,6 +21,7 @@ def make_app(settings: JobsSettings | None = None) -> Celery:
     app = Celery("piecework", broker=settings.resolved_broker_url(), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
+        broker_connection_max_retries=None,  # a broker may be away for as long as it likes
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=4,
         broker_transport_options=transport_options(settings.resolved_broker_url()),
