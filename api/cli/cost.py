@@ -16,6 +16,7 @@ from billing import cost as billed
 from billing.money import plain
 from billing.rate_cards import RateCardError, load_rate_card
 from billing.rating import device_seconds
+from storage import runs
 from storage.accounts import get_account
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
@@ -37,6 +38,8 @@ def cost(run_id: str | None, account_name: str | None, since: str | None, as_jso
     with opened(data_dir) as storage, storage.database.read() as tx:
         account = get_account(tx, account_name) if account_name else None
         moment = parse_since(since, now=storage.database.now(tx)) if since else None
+        if run_id is not None:
+            runs.get_run(tx, run_id)
         report = billed.report(tx, card, account_id=account.id if account else None, run_id=run_id, since=moment)
     if as_json:
         print_json(report.as_json())

@@ -29,7 +29,7 @@ def print_table(
     if not table.row_count:
         click.echo(empty)
         return
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 240
     console.print(table)

@@ -181,13 +181,14 @@ def _greet(data_dir: Path, url: str, prepared: Prepared) -> None:
         _say("account `default` and its API key are made. The key is shown now and never again. For the SDK:\n")
         _say(f"    export TINKER_BASE_URL={url}\n    export TINKER_API_KEY={prepared.new_key}\n")
     elif prepared.old_key:
-        _say(f"API key {prepared.old_key}; make another: piecework keys create --account NAME")
+        _say(f"API key {prepared.old_key}; make another: piecework keys create --account default")
     else:
         _say("no valid API key is left: piecework keys create --account NAME")
     if prepared.base_models:
         _say(f"base models: {', '.join(prepared.base_models)}")
     else:
-        _say("no base model yet: piecework models add starter, or a hub id or directory; no restart is needed")
+        command = f"piecework models add starter --data-dir {data_dir}"
+        _say(f"no base model yet: `{command}`, or a hub id or directory in place of starter; no restart is needed")
 
 
 def _say(line: str) -> None:

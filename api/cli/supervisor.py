@@ -54,6 +54,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._announced = False
         self._stopping = False
+        self._broker_told = False
         self._kill_at = float("inf")
         self._selector = selectors.DefaultSelector()
         self.children = [Child(spec, self._open_log(spec)) for spec in specs]
@@ -151,7 +152,8 @@ class Supervisor:
         """The broker goes last, once nobody needs it; what outlives its grace is killed."""
         others = [child for child in self.children if child.spec.role != "broker" and child.process is not None]
         brokers = [child for child in self.children if child.spec.role == "broker" and child.process is not None]
-        if not others and brokers and self._kill_at != float("inf"):
+        if not others and brokers and not self._broker_told and self._kill_at != float("inf"):
+            self._broker_told = True
             for child in brokers:
                 child.send(signal.SIGTERM)
             self._kill_at = min(self._kill_at, time.monotonic() + BROKER_GRACE_S)

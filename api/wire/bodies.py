@@ -198,9 +198,14 @@ class LoadInPlace(Body):
 
 
 class Adam(Body):
-    """`adam_params`; SDK 0.16 sends only what the user set."""
+    """`adam_params`; SDK 0.16 sends only what the user set. Here null is what became of NaN or infinity: no number."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        return value
 
     learning_rate: float = 1e-4
     beta1: float = 0.9

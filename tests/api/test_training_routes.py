@@ -300,3 +300,16 @@ def test_json_bodies_in_error_never_get_an_empty_answer(alice: Account) -> None:
     answer = alice.post("create_session", content=b"")
     assert answer.status_code == 400
     assert json.loads(answer.content)["detail"]
+
+
+def test_a_learning_rate_that_is_no_number_fails_through_the_future(alice: Account) -> None:
+    # given a learning rate of NaN, of which JSON makes null
+    run = alice.run()
+
+    # when the step is submitted
+    body = {"model_id": run, "seq_id": 1, "adam_params": {"learning_rate": None}, "type": "optim_step"}
+    answer = alice.retrieve(alice.post("optim_step", body).json()["request_id"]).json()
+
+    # then it has failed, and says which field is wrong
+    assert answer["category"] == "user"
+    assert "learning_rate" in answer["error"]
