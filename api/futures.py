@@ -18,6 +18,7 @@ from storage import journal, workers
 from storage.errors import ObjectNotFoundError
 from storage.journal import Operation, Status
 
+REFUSAL_HELD_BACK_S = 0.25
 WORKER_SILENT_S = 60.0
 """A worker not seen this long does not count as running."""
 
@@ -40,6 +41,9 @@ def answer(services: Services, operation: Operation, *, accept: str) -> Response
         GoneError: the outcome has been kept as long as promised.
     """
     if operation.status != Status.COMPLETED:
+        if operation.kind == Kind.FORWARD_BACKWARD and operation.failure_number is None:
+            with services.database.begin() as tx:
+                journal.note_failure_known(tx, journal.get_operation(tx, operation.request_id))
         return JSONResponse({"error": operation.error or "it failed", "category": operation.error_category or "server"})
     outcome = _outcome(services, operation)
     if results.MEDIA_TYPE in accept and isinstance(outcome, ForwardBackwardOutcome):
@@ -47,6 +51,19 @@ def answer(services: Services, operation: Operation, *, accept: str) -> Response
     if results.MEDIA_TYPE in accept and isinstance(outcome, SampleOutcome):
         return Response(results.sample(outcome), media_type=results.MEDIA_TYPE)
     return JSONResponse(json_results.result(Kind(operation.kind), outcome))
+
+
+def held_back_s(services: Services, operation: Operation) -> float:
+    """How long to keep a refusal back, in seconds.
+
+    The SDK polls at once, while the `optim_step` that the script has pipelined behind the refused `forward_backward` is
+    still on its way: without this pause it would be chance whether that step counts as submitted with knowledge.
+    """
+    refused = operation.kind == Kind.FORWARD_BACKWARD and operation.status == Status.FAILED and not operation.attempts
+    if not refused or operation.failure_number is not None:
+        return 0.0
+    age = services.database.clock.now() - operation.accepted_at
+    return max(0.0, min(REFUSAL_HELD_BACK_S, REFUSAL_HELD_BACK_S - age.total_seconds()))
 
 
 def try_again(services: Services, operation: Operation) -> Response:

@@ -114,7 +114,6 @@ class Submitter:
                 payload=stored,
                 now=self._storage.database.now(tx),
                 refusal=_stillborn(journal.find_operation(tx, f"{run.id}:0")) or _refusal(body),
-                gradients=kind is Kind.FORWARD_BACKWARD,
             )
 
         request_id, _ = self._store_and_write(body, run.id, seq, write)

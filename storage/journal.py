@@ -49,6 +49,8 @@ class Status(StrEnum):
 
 FINAL = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 OPEN = (Status.QUEUED, Status.RUNNING)
+NOBODY_KNOWS = 2**62
+"""In place of a failure number: greater than any that an operation can have seen."""
 IDS_PER_QUERY = 1000
 
 
@@ -89,6 +91,11 @@ class Operation:
     started_at: datetime | None
     finished_at: datetime | None
     expired: bool
+
+    @property
+    def lost_gradients(self) -> bool:
+        """Whether it failed and should have added gradients."""
+        return self.status == Status.FAILED and self.kind in ("forward_backward", "gap")
 
 
 @dataclass(frozen=True)
@@ -255,17 +262,31 @@ def finished_among(tx: Connection, request_ids: Iterable[str]) -> Sequence[str]:
 
 
 def failed_gradients(tx: Connection, run_id: str, *, before_seq: int) -> Sequence[tuple[int, int]]:
-    """(`seq`, failure number) of the failed `forward_backward`s since the last `optim_step` before `before_seq`."""
+    """(`seq`, failure number) of the failed `forward_backward`s since the last `optim_step` before `before_seq`.
+
+    One that was refused, and whose outcome nobody has fetched yet, has the number `NOBODY_KNOWS`.
+    """
     table = tables.operation.c
     last_step = (
         select(func.coalesce(func.max(table.seq), -1))
         .where(table.run_id == run_id, table.kind == "optim_step", table.seq < before_seq, table.attempts > 0)
         .scalar_subquery()
     )
-    query = select(table.seq, table.failure_number).where(
-        table.run_id == run_id, table.failure_number.is_not(None), table.seq > last_step, table.seq < before_seq
+    unknown = and_(table.kind == "forward_backward", table.status == Status.FAILED)
+    query = select(table.seq, func.coalesce(table.failure_number, NOBODY_KNOWS)).where(
+        table.run_id == run_id,
+        or_(table.failure_number.is_not(None), unknown),
+        table.seq > last_step,
+        table.seq < before_seq,
     )
     return [(seq, number) for seq, number in tx.execute(query.order_by(table.seq))]
+
+
+def note_failure_known(tx: Connection, operation: Operation) -> None:
+    """The client is about to learn that a `forward_backward` was refused: steps accepted from now on know of it."""
+    refused = operation.kind == "forward_backward" and operation.status == Status.FAILED
+    if refused and operation.run_id is not None and operation.failure_number is None:
+        _number_failure(tx, operation.run_id, operation.request_id)
 
 
 def count_open(tx: Connection, *, account_id: str | None = None) -> int:

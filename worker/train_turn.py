@@ -291,7 +291,7 @@ class TrainTurn:
         for operation, _ in plan.passes():
             if isinstance(plan.outcomes[operation.seq], Failure) and operation.kind == "forward_backward":
                 return operation.seq
-        known_failures = plan.run.gradients_failed or any(item.operation.failure_number for item in plan.taken)
+        known_failures = plan.run.gradients_failed or any(item.operation.lost_gradients for item in plan.taken)
         if not known_failures:
             return None
         failed = retrying(lambda: self._failed_gradients(plan.run, step))
@@ -343,7 +343,7 @@ def _move_on(plan: Plan) -> None:
         outcome = plan.outcomes[item.operation.seq]
         if isinstance(item.body, OptimStep):
             run.gradients_failed = False
-        elif item.operation.failure_number or (
+        elif item.operation.lost_gradients or (
             isinstance(outcome, Failure) and item.operation.kind == "forward_backward"
         ):
             run.gradients_failed = True

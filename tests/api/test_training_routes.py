@@ -313,3 +313,21 @@ def test_a_learning_rate_that_is_no_number_fails_through_the_future(alice: Accou
     # then it has failed, and says which field is wrong
     assert answer["category"] == "user"
     assert "learning_rate" in answer["error"]
+
+
+def test_a_refusal_is_numbered_when_the_client_learns_of_it(alice: Account, storage: Storage) -> None:
+    # given a forward_backward that was refused when it was accepted
+    run = alice.run()
+    body = {"model_id": run, "seq_id": 1, "forward_backward_input": {"data": [], "loss_fn": "cross_entropy"}}
+    request_id = alice.post("forward_backward", body).json()["request_id"]
+    with storage.database.read() as tx:
+        assert journal.get_operation(tx, request_id).failure_number is None
+
+    # when its outcome is fetched, twice
+    answers = [alice.retrieve(request_id).json() for _ in range(2)]
+
+    # then it counts as one failure that the client knows of
+    assert answers[0] == answers[1]
+    assert answers[0]["category"] == "user"
+    with storage.database.read() as tx:
+        assert journal.get_operation(tx, request_id).failure_number == 1

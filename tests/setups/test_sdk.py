@@ -120,6 +120,24 @@ def test_a_bad_operation_fails_alone_and_the_next_one_works(client: tinker.Servi
     assert len(train(training, 2)) == 2
 
 
+def test_a_step_pipelined_behind_a_bad_operation_changes_nothing(client: tinker.ServiceClient) -> None:
+    # given a run that has been trained, so that a step without gradients would move it
+    training = client.create_lora_training_client(MODEL, rank=4, seed=6).result()
+    train(training, 2)
+    before = training.forward([make_datum(9)], "cross_entropy").result().metrics["loss:sum"]
+
+    # when a step is pipelined behind an operation that makes no sense
+    bad = training.forward_backward([make_datum(1, last=VOCAB_SIZE)], "cross_entropy")
+    behind = training.optim_step(types.AdamParams(learning_rate=1e-2))
+
+    # then both fail, and a step submitted afterwards works
+    for failed in (bad, behind):
+        with pytest.raises(tinker.RequestFailedError):
+            failed.result()
+    assert training.forward([make_datum(9)], "cross_entropy").result().metrics["loss:sum"] == before
+    assert len(train(training, 2)) == 2
+
+
 def test_what_was_used_is_on_the_bill(client: tinker.ServiceClient, deployment: Deployment) -> None:
     # given a run with a known number of operations
     training = client.create_lora_training_client(MODEL, rank=4, seed=5).result()

@@ -20,7 +20,7 @@ from jobs.operations import (
     SaveState,
 )
 from jobs.sweeper import close_gaps
-from storage import leases, runs, snapshots, tables
+from storage import journal, leases, runs, snapshots, tables
 from storage.runs import Run
 from tests.tiny_model import VOCAB_SIZE
 from tests.worker.harness import Engine, Service
@@ -129,11 +129,32 @@ def test_a_step_behind_an_unknown_failure_changes_nothing_and_a_later_one_steps(
     assert taken.metrics["step"] == 1
 
 
-def test_a_step_accepted_after_a_recorded_failure_uses_what_has_accumulated(service: Service, engine: Engine) -> None:
-    # given good gradients, and gradients whose failure is on record
+def test_a_step_pipelined_behind_a_refused_operation_fails(service: Service, engine: Engine) -> None:
+    # given good gradients, and some that were refused, which the client has not been told
     run = service.create_run()
     service.submit(run, 1, learn())
     service.submit(run, 2, Failure("it makes no sense"), kind=Kind.FORWARD_BACKWARD)
+
+    # when a step is pipelined behind them
+    step = service.submit(run, 3, OptimStep())
+    after = service.submit(run, 4, OptimStep())
+    engine.take(run)
+
+    # then it fails and names them, and the gradients are cleared
+    failure, next_step = service.outcome(step), service.outcome(after)
+    assert isinstance(failure, Failure)
+    assert "seq_id 2" in failure.error
+    assert isinstance(next_step, OptimStepOutcome)
+    assert next_step.metrics["grad_norm"] == 0
+
+
+def test_a_step_accepted_after_a_known_refusal_uses_what_has_accumulated(service: Service, engine: Engine) -> None:
+    # given good gradients, and some that were refused, which the client has been told
+    run = service.create_run()
+    service.submit(run, 1, learn())
+    refused = service.submit(run, 2, Failure("it makes no sense"), kind=Kind.FORWARD_BACKWARD)
+    with service.storage.database.begin() as tx:
+        journal.note_failure_known(tx, journal.get_operation(tx, refused))
 
     # when a step is submitted
     step = service.submit(run, 3, OptimStep())
