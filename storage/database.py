@@ -7,6 +7,8 @@ never lose a race; functions that write take a `tx` and never commit.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +22,7 @@ from storage.clock import Clock, SystemClock
 from storage.errors import DatabaseUnavailableError
 
 SQLITE_BUSY_S = 30.0
+SQLITE_RETRY_S = 0.005
 READ_ONLY_SQLSTATE = "25006"
 
 
@@ -111,7 +114,7 @@ def _sqlite_engine(url: sqlalchemy.URL, synchronous: str) -> sqlalchemy.Engine:
         connection.isolation_level = None  # the driver must not begin transactions of its own
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(SQLITE_BUSY_S * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(cursor)
         cursor.execute(f"PRAGMA synchronous = {synchronous}")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
@@ -122,3 +125,16 @@ def _sqlite_engine(url: sqlalchemy.URL, synchronous: str) -> sqlalchemy.Engine:
         connection.exec_driver_sql("BEGIN DEFERRED" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _use_write_ahead_log(cursor: sqlite3.Cursor) -> None:
+    """Switch the file to WAL; of several who switch a new file at once SQLite refuses all but one, without waiting."""
+    deadline = time.monotonic() + SQLITE_BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(SQLITE_RETRY_S)
