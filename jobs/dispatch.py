@@ -8,8 +8,9 @@ from kombu.exceptions import OperationalError
 
 from jobs.app import WORK_QUEUE, worker_queue_name
 from jobs.messages import Message, RunHasWork, SamplesWait, SweepObjects
-from storage import leases
+from storage import failpoints, leases
 from storage.database import Database
+from storage.failpoints import Point
 
 log = structlog.get_logger()
 
@@ -43,6 +44,7 @@ class Dispatcher:
         self._send(SweepObjects(), WORK_QUEUE, self._message_expires_s)
 
     def _send(self, message: Message, queue: str, expires_s: float) -> None:
+        failpoints.reach(Point.MESSAGE_BEGUN)
         try:
             self._app.send_task(
                 message.task,
@@ -55,3 +57,4 @@ class Dispatcher:
             )
         except (OperationalError, OSError) as error:
             log.warning("announcement_failed", task=message.task, queue=queue, error=str(error))
+        failpoints.reach(Point.MESSAGE_SENT)

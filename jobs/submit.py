@@ -16,9 +16,10 @@ from sqlalchemy import Connection
 from jobs import operations
 from jobs.dispatch import Dispatcher
 from jobs.operations import Body, CreateModel, Failure, Kind, LoadState, LoraConfig, Sample
-from storage import journal, keys, payloads, runs
+from storage import failpoints, journal, keys, payloads, runs
 from storage.checkpoints import Checkpoint
 from storage.errors import UploadGoneError
+from storage.failpoints import Point
 from storage.journal import Refusal, Status
 from storage.open import Storage
 from storage.payloads import Stored
@@ -118,6 +119,7 @@ class Submitter:
 
         request_id, _ = self._store_and_write(body, run.id, seq, write)
         self._dispatcher.announce_run(run.id)
+        failpoints.reach(Point.ACCEPTED)
         return Accepted(request_id, run.id)
 
     def sample(self, session: SamplingSession, seq: int, body: Sample | Failure, *, num_samples: int) -> Accepted:
@@ -142,6 +144,7 @@ class Submitter:
         request_id, new = self._store_and_write(body, session.id, seq, write)
         if new and not isinstance(body, Failure):
             self._dispatcher.announce_samples()
+        failpoints.reach(Point.ACCEPTED)
         return Accepted(request_id)
 
     def _store_and_write(
@@ -153,11 +156,13 @@ class Submitter:
             stored = Stored()
             if encoded is not None:
                 stored = self._storage.payloads.put(encoded, keys.payload_key(owner_id, seq))
+            failpoints.reach(Point.ROW_BEGUN)
             try:
                 with self._storage.database.begin() as tx:
                     request_id, new = write(tx, stored)
                     if new:
                         payloads.name(tx, stored)
+                failpoints.reach(Point.ROW_WRITTEN)
                 return request_id, new
             except UploadGoneError as error:
                 log.warning("upload_was_too_slow", key=error.key)

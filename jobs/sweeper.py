@@ -11,8 +11,9 @@ from jobs.dispatch import Dispatcher
 from jobs.reminders import Reminders, Waiting
 from jobs.results import OutcomePublisher
 from jobs.settings import JobsSettings
-from storage import ids, journal
+from storage import failpoints, ids, journal
 from storage.database import Database
+from storage.failpoints import Point
 
 log = structlog.get_logger()
 
@@ -57,11 +58,13 @@ def sweep(
     if sample is not None:
         waiting.insert(0, Waiting(SAMPLES, sample))
     due = reminders.due(waiting, now=now, limit=PAGE)
+    failpoints.reach(Point.STALLED_FOUND)
     if SAMPLES in due or released:
         dispatcher.announce_samples()
     runs = [name for name in due if name != SAMPLES]
     for run_id in {*runs, *(run_id for run_id, _ in closed)}:
         dispatcher.announce_run(run_id)
+    failpoints.reach(Point.STALLED_ANNOUNCED)
     if runs or released or closed:
         log.info("swept", runs=len(runs), claims=released, gaps=len(closed))
     return Swept(len(runs), released, len(closed))

@@ -65,6 +65,9 @@ class Operation:
         failures_seen: failures of the run that had been recorded when this was accepted.
         failure_number: which failure of the run this is, or None.
         attempts: times it was started.
+        suspect: a worker died with it in its step: it runs alone from now on.
+        alone: whether the attempt that runs has no company.
+        blame: what deaths while it ran alone count against it.
         expired: its outcome was kept long enough and is gone.
     """
 
@@ -86,6 +89,9 @@ class Operation:
     failure_number: int | None
     num_sequences: int
     attempts: int
+    suspect: bool
+    alone: bool
+    blame: int
     worker_id: str | None
     accepted_at: datetime
     started_at: datetime | None

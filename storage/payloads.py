@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from storage import uploads
+from storage import failpoints, uploads
 from storage.database import Database
+from storage.failpoints import Point
 from storage.objects import ObjectStore
 
 
@@ -40,11 +41,14 @@ class PayloadStore:
 
     def put_object(self, data: bytes, key: str) -> None:
         """Announce and put an object, whatever its size."""
+        failpoints.reach(Point.UPLOAD_BEGUN)
         with self._database.begin() as tx:
             now = self._database.now(tx)
             expires_at = self._database.after(tx, self._upload_expiry_s)
             uploads.announce(tx, key, now=now, expires_at=expires_at)
+        failpoints.reach(Point.UPLOAD_ANNOUNCED)
         self._objects.put(key, data)
+        failpoints.reach(Point.UPLOAD_PUT)
 
     def get(self, stored: Stored) -> bytes:
         """The bytes.

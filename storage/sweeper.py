@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from storage import checkpoints, journal, runs, uploads
+from storage import checkpoints, failpoints, journal, runs, uploads
 from storage.database import Database
+from storage.failpoints import Point
 from storage.objects import ObjectStore
 
 PAGE = 100
@@ -66,6 +67,7 @@ def _expire_outcomes(database: Database, *, finished_before: datetime) -> int:
             expired = journal.expire_outcomes(tx, old[first : first + PAGE])
             uploads.release(tx, *expired.object_keys)
             checkpoints.release_unneeded(tx, expired.loads_keys)
+        failpoints.reach(Point.OUTCOMES_EXPIRED)
         total += expired.outcomes
     return total
 
@@ -86,7 +88,10 @@ def _delete_objects(database: Database, objects: ObjectStore) -> int:
     with database.begin() as tx:
         keys = uploads.take_unwanted(tx, now=database.now(tx), limit=PAGE)
     if keys:
+        failpoints.reach(Point.OBJECTS_DOOMED)
         objects.delete(keys)
+        failpoints.reach(Point.OBJECTS_DELETED)
         with database.begin() as tx:
             uploads.forget(tx, keys)
+        failpoints.reach(Point.OBJECTS_FORGOTTEN)
     return len(keys)

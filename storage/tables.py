@@ -190,6 +190,9 @@ operation = Table(
     Column("failure_number", BigInteger),
     Column("num_sequences", Integer, nullable=False, server_default="1"),
     Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("suspect", Boolean, nullable=False, server_default=text("false")),  # a worker died with it: runs alone now
+    Column("alone", Boolean, nullable=False, server_default=text("false")),  # the attempt that runs has no company
+    Column("blame", Integer, nullable=False, server_default="0"),  # what deaths while it ran alone count against it
     Column("worker_id", String(128)),
     Column("claim_expires_at", Timestamp),
     Column("accepted_at", Timestamp, nullable=False),
@@ -273,6 +276,10 @@ worker = Table(
     Column("stopped_at", Timestamp),
     Column("busy_ns", BigInteger, nullable=False, server_default="0"),
     Column("overhead_ns", BigInteger, nullable=False, server_default="0"),
+    Column("ended_by", String(16)),  # how it died, as far as is known
+    Column("num_replayed", BigInteger, nullable=False, server_default="0"),
+    Column("num_replay_mismatches", BigInteger, nullable=False, server_default="0"),
+    Column("tail_p95_ns", BigInteger, nullable=False, server_default="0"),  # device time a death would replay
 )
 
 usage_record = Table(

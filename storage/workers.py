@@ -21,6 +21,10 @@ class Worker:
         device: e.g. `cpu` or `cuda:NVIDIA H100`.
         busy_ns: device time of every engine step, by a clock around the engine.
         overhead_ns: the part of it that is never billed: failed, replayed, discarded.
+        ended_by: how it died, as far as is known.
+        num_replayed: operations it has executed again after taking a run over.
+        num_replay_mismatches: those of them whose outcome was not the one on record.
+        tail_p95_ns: device time that a death would have made others replay, 95th percentile.
     """
 
     id: str
@@ -32,6 +36,10 @@ class Worker:
     stopped_at: datetime | None
     busy_ns: int
     overhead_ns: int
+    ended_by: str | None
+    num_replayed: int
+    num_replay_mismatches: int
+    tail_p95_ns: int
 
 
 def register(tx: Connection, *, worker_id: str, host: str, pid: int, device: str, now: datetime) -> None:

@@ -19,7 +19,7 @@ from billing import usage as usage_records
 from billing.usage import Usage
 from jobs import operations
 from jobs.operations import Category, Failure, Outcome
-from storage import journal, keys, leases, payloads
+from storage import failpoints, journal, keys, leases, payloads
 from storage.checkpoints import CheckpointExistsError
 from storage.errors import (
     ClaimLostError,
@@ -28,6 +28,7 @@ from storage.errors import (
     ObjectStoreUnavailableError,
     UploadGoneError,
 )
+from storage.failpoints import Point
 from storage.journal import Operation, Refusal
 from storage.leases import Lease
 from storage.open import Storage
@@ -109,16 +110,19 @@ class Committer:
                 except LeaseLostError as error:
                     log.warning("commit_discarded", run=commit.run.id, epoch=error.epoch, holder=error.holder)
                     lost.add(commit.run.id)
+            failpoints.reach(Point.COMMIT_WRITTEN)
 
         try:
             self._until_known(write)
         except UploadGoneError as error:
             log.error("commit_discarded", key=error.key, runs=[commit.run.id for commit in commits])
             return {commit.run.id for commit in commits}
+        failpoints.reach(Point.COMMITTED)
         kept = (commit for commit in commits if commit.run.id not in lost)
         self._publish(
             [done.operation.request_id for commit in kept for done in commit.done if done.outcome is not None]
         )
+        failpoints.reach(Point.OUTCOMES_TOLD)
         return lost
 
     def commit_samples(self, commits: Sequence[SampleCommit]) -> set[str]:
@@ -128,6 +132,7 @@ class Committer:
             Request ids of those that were discarded, their usage too: their claim was lost, they had been cancelled, or
             their upload was swept away.
         """
+        failpoints.reach(Point.SAMPLES_DRAWN)
         stored = [self._store_outcome(commit.operation.request_id, commit.outcome) for commit in commits]
         discarded: set[str] = set()
 
@@ -140,8 +145,10 @@ class Committer:
                 except (ClaimLostError, UploadGoneError) as error:
                     log.warning("sample_discarded", request=commit.operation.request_id, reason=str(error))
                     discarded.add(commit.operation.request_id)
+            failpoints.reach(Point.SAMPLE_COMMIT_WRITTEN)
 
         self._until_known(write)
+        failpoints.reach(Point.SAMPLES_COMMITTED)
         self._publish([commit.operation.request_id for commit in commits])
         return discarded
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from storage import journal, leases, workers
+from storage import failpoints, journal, leases, workers
 from storage.errors import DatabaseUnavailableError, StorageError
+from storage.failpoints import Point
 from storage.leases import Lease
 from storage.open import Storage
 from worker.active_run import ActiveRun
@@ -89,6 +90,7 @@ class EngineLoop(threading.Thread):
             journal.renew_claims(tx, list(claimed), worker_id=self._worker_id, expires_at=expires_at)
             standing = journal.standing_claims(tx, list(claimed), worker_id=self._worker_id)
             workers.record_seen(tx, self._worker_id, now=database.now(tx))
+        failpoints.reach(Point.LEASES_RENEWED)
         for lease in self.roster.drop_all_but(kept, asked):
             log.warning("lease_lost", run=lease.run_id, epoch=lease.epoch)
         self._samples.note_lost([claimed[operation_id] for operation_id in claimed if operation_id not in standing])
@@ -206,6 +208,7 @@ class EngineLoop(threading.Thread):
     def _release(self, lease: Lease) -> None:
         with self._storage.database.begin() as tx:
             leases.release(tx, lease)
+        failpoints.reach(Point.LEASE_RELEASED)
 
     def _hand_over(self) -> None:
         """Write every state back; `Worker.stop` then gives leases and claims up."""

@@ -9,7 +9,8 @@ import structlog
 
 from jobs import operations
 from jobs.operations import Category, Failure
-from storage import journal, runs
+from storage import failpoints, journal, runs
+from storage.failpoints import Point
 from storage.journal import Operation
 from storage.open import Storage
 from worker.residency import BaseModels, SamplingAdapters
@@ -72,7 +73,9 @@ class SampleFeeder(threading.Thread):
         room = self._samples_max - len(self._samples)
         if room <= 0 or not self._any_waiting():
             return False
+        failpoints.reach(Point.CLAIM_BEGUN)
         claimed = self._claim(room)
+        failpoints.reach(Point.CLAIMED)
         self._samples.expect(claimed)
         try:
             for operation in claimed:

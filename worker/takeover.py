@@ -9,8 +9,9 @@ import structlog
 
 from jobs import operations
 from jobs.operations import Body, CreateModel, Failure, ForwardBackward, LoadState, LoraConfig, OptimStep, Outcome
-from storage import journal, leases, runs, snapshots
+from storage import failpoints, journal, leases, runs, snapshots
 from storage.errors import ObjectNotFoundError
+from storage.failpoints import Point
 from storage.journal import Operation, Status
 from storage.leases import Lease
 from storage.open import Storage
@@ -58,11 +59,14 @@ def acquire(storage: Storage, run_id: str, *, worker_id: str, lease_s: float) ->
     Raises:
         LeaseLostError: another worker holds it.
     """
+    failpoints.reach(Point.LEASE_BEGUN)
     with storage.database.begin() as tx:
         now = storage.database.now(tx)
         expires_at = storage.database.after(tx, lease_s)
         lease = leases.acquire(tx, run_id, worker_id=worker_id, now=now, expires_at=expires_at)
-        return runs.get_run(tx, run_id), lease
+        run = runs.get_run(tx, run_id)
+    failpoints.reach(Point.LEASE_TAKEN)
+    return run, lease
 
 
 def give_up(storage: Storage, lease: Lease) -> None:
@@ -83,6 +87,7 @@ def fetch(storage: Storage, models: BaseModels, run: Run, lease: Lease, *, in_us
     with storage.database.read() as tx:
         failed = bool(journal.failed_gradients(tx, run.id, before_seq=run.state_seq + 1))
     tail = [] if model is None else _tail(storage, run, state_at)
+    failpoints.reach(Point.STATE_FETCHED)
     return Takeover(run, lease, model, model_error, state, state_at, tail, failed)
 
 
@@ -101,6 +106,7 @@ def replay(storage: Storage, takeover: Takeover, *, on_progress: Callable[[], No
         if takeover.model is None:
             raise NoStateError(run.id, "there is no base model to replay on")
         state = _replay_one(storage, run, takeover.model, state, step)
+    failpoints.reach(Point.TAIL_REPLAYED)
     if takeover.tail:
         log.info("replayed", run=run.id, snapshot=takeover.state_at, seq=run.state_seq, operations=len(takeover.tail))
     return ActiveRun(

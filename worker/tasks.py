@@ -6,7 +6,8 @@ from celery import Celery
 
 from jobs.messages import RunHasWork, SamplesWait, SweepObjects
 from jobs.settings import JobsSettings
-from storage import sweeper
+from storage import failpoints, sweeper
+from storage.failpoints import Point
 from storage.open import Storage
 from worker.intake import RunIntake
 from worker.sample_feeder import SampleFeeder
@@ -16,7 +17,9 @@ def register(app: Celery, storage: Storage, intake: RunIntake, feeder: SampleFee
     """Add the tasks to a Celery app; what they call is handed in."""
 
     def advance_run(run_id: str, version: int) -> None:  # noqa: ARG001
+        failpoints.reach(Point.TASK_BEGUN)
         intake.advance(run_id)
+        failpoints.reach(Point.TASK_DONE)
 
     def draw_samples(version: int) -> None:  # noqa: ARG001
         feeder.notify()

@@ -28,8 +28,9 @@ from jobs.operations import (
     SaveForSampler,
     SaveState,
 )
-from storage import checkpoints, journal
+from storage import checkpoints, failpoints, journal
 from storage.errors import StorageError
+from storage.failpoints import Point
 from storage.ids import CheckpointPath
 from storage.journal import Operation
 from storage.open import Storage
@@ -213,10 +214,13 @@ class TrainTurn:
 
     def _execute(self, plans: Sequence[Plan]) -> TurnReport:
         begun = [item.operation.id for plan in plans for item in plan.taken if item.body is not None]
+        failpoints.reach(Point.TURN_BEGUN)
         self._start(begun)
+        failpoints.reach(Point.TURN_STARTED)
         self._run_passes(plans)
         for plan in plans:
             self._run_step(plan)
+        failpoints.reach(Point.TURN_COMPUTED)
         commits = [self._commit_of(plan) for plan in plans]
         lost = self._committer.commit_runs(commits)
         for plan in plans:

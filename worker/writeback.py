@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from storage import keys, snapshots
+from storage import failpoints, keys, snapshots
 from storage.errors import LeaseLostError
+from storage.failpoints import Point
 from storage.leases import Lease
 from storage.open import Storage
 from worker.active_run import ActiveRun
@@ -70,7 +71,9 @@ def write_snapshot(storage: Storage, lease: Lease, seq: int, data: bytes) -> Non
         StorageError: it could not be stored.
     """
     key = keys.snapshot_key(lease.run_id, seq)
+    failpoints.reach(Point.SNAPSHOT_BEGUN)
     storage.payloads.put_object(data, key)
+    failpoints.reach(Point.SNAPSHOT_PUT)
     with storage.database.begin() as tx:
         snapshots.add(
             tx,
@@ -81,3 +84,4 @@ def write_snapshot(storage: Storage, lease: Lease, seq: int, data: bytes) -> Non
             size_bytes=len(data),
             now=storage.database.now(tx),
         )
+    failpoints.reach(Point.SNAPSHOT_NAMED)

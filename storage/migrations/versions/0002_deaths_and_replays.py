@@ -1,0 +1,34 @@
+"""What a worker's death is held against, and what replays have shown."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Apply."""
+    with op.batch_alter_table("operation") as table:
+        table.add_column(sa.Column("suspect", sa.Boolean(), nullable=False, server_default=sa.text("false")))
+        table.add_column(sa.Column("alone", sa.Boolean(), nullable=False, server_default=sa.text("false")))
+        table.add_column(sa.Column("blame", sa.Integer(), nullable=False, server_default="0"))
+    with op.batch_alter_table("worker") as table:
+        table.add_column(sa.Column("ended_by", sa.String(length=16)))
+        table.add_column(sa.Column("num_replayed", sa.BigInteger(), nullable=False, server_default="0"))
+        table.add_column(sa.Column("num_replay_mismatches", sa.BigInteger(), nullable=False, server_default="0"))
+        table.add_column(sa.Column("tail_p95_ns", sa.BigInteger(), nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    """Undo."""
+    with op.batch_alter_table("worker") as table:
+        for column in ("tail_p95_ns", "num_replay_mismatches", "num_replayed", "ended_by"):
+            table.drop_column(column)
+    with op.batch_alter_table("operation") as table:
+        for column in ("blame", "alone", "suspect"):
+            table.drop_column(column)
