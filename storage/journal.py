@@ -2,7 +2,7 @@
 
     (accepted) ──▶ queued ──start()/claim()──▶ running ──complete()──▶ completed
         │             ▲                          │  └──fail()────────▶ failed
-        │             └──release_claims()────────┘
+        │             └─put_back(), release_claims()
         └──invalid, or a gap that timed out──▶ failed                        queued ──cancel()──▶ cancelled
 
 A run's operations take effect in `seq` order: only the holder of the run's lease moves them, one transaction a batch.
@@ -32,9 +32,10 @@ from sqlalchemy import (
     update,
 )
 
-from storage import ids, rows, tables, uploads
+from storage import ids, rows, suspects, tables, uploads
 from storage.errors import ClaimLostError, RowNotFoundError
 from storage.payloads import Stored
+from storage.suspects import Cause
 
 
 class Status(StrEnum):
@@ -67,7 +68,7 @@ class Operation:
         attempts: times it was started.
         suspect: a worker died with it in its step: it runs alone from now on.
         alone: whether the attempt that runs has no company.
-        blame: what deaths while it ran alone count against it.
+        blame: deaths of workers while it ran alone (`suspects.py` reads it).
         expired: its outcome was kept long enough and is gone.
     """
 
@@ -307,14 +308,52 @@ def count_open(tx: Connection, *, account_id: str | None = None) -> int:
 # ----------------------------------------------------------------------------------------------------------- executing
 
 
-def start(tx: Connection, operation_ids: Sequence[int], *, worker_id: str, now: datetime) -> None:
-    """Note that a worker begins with these operations: one attempt more each."""
-    table = tables.operation
+def start(tx: Connection, operation_ids: Sequence[int], *, worker_id: str, now: datetime, alone: bool = False) -> None:
+    """Write down that a worker begins with these training operations, before it does: one attempt more each.
+
+    Should the worker die, this is what its death is held against. Operations of runs whose lease it has lost meanwhile
+    are another's already, and stay as they are.
+
+    Args:
+        alone: it executes nothing else at the same time.
+    """
+    table, run = tables.operation, tables.run
+    held = exists().where(run.c.id == table.c.run_id, run.c.lease_worker == worker_id)
     tx.execute(
         update(table)
-        .where(table.c.id.in_(operation_ids), table.c.status.in_(OPEN))
-        .values(status=Status.RUNNING, attempts=table.c.attempts + 1, worker_id=worker_id, started_at=now)
+        .where(table.c.id.in_(operation_ids), table.c.status.in_(OPEN), held)
+        .values(status=Status.RUNNING, attempts=table.c.attempts + 1, worker_id=worker_id, started_at=now, alone=alone)
     )
+
+
+def put_back(
+    tx: Connection,
+    *,
+    cause: Cause,
+    worker_id: str | None = None,
+    run_id: str | None = None,
+    but_of: str | None = None,
+) -> int:
+    """Queue training operations again whose execution ended without an outcome.
+
+    Args:
+        cause: how it ended; what that is held against is in `suspects.py`.
+        worker_id, run_id: only those that this worker began; only those of this run.
+        but_of: none that this worker began.
+
+    Returns:
+        How many there were.
+    """
+    table, run = tables.operation, tables.run
+    begun = update(table).where(table.c.status == Status.RUNNING, table.c.run_id.is_not(None))
+    if worker_id is not None:
+        begun = begun.where(table.c.worker_id == worker_id)
+    if run_id is not None:
+        state_seq = select(run.c.state_seq).where(run.c.id == run_id).scalar_subquery()
+        begun = begun.where(table.c.run_id == run_id, table.c.seq > state_seq)
+    if but_of is not None:
+        begun = begun.where(table.c.worker_id != but_of)
+    return tx.execute(begun.values(status=Status.QUEUED, **suspects.values_after_death(cause))).rowcount
 
 
 def complete(tx: Connection, operation: Operation, outcome: Stored, *, worker_id: str, now: datetime) -> None:
@@ -387,16 +426,16 @@ def _outcome_values(outcome: Stored, worker_id: str, now: datetime) -> dict[str,
 def claim_samples(
     tx: Connection, *, worker_id: str, limit: int, now: datetime, expires_at: datetime, skip_locked: bool
 ) -> Sequence[Operation]:
-    """Take queued samples; each claim is one attempt more.
+    """Take queued samples that are no suspects; each claim is one attempt more, and its write-down.
 
     Every account that waits gets an equal share of `limit`, oldest first, those with the fewest samples running before
     others; what is left is filled up with the oldest. So nobody waits behind another account's queue.
     """
     table = tables.operation
+    innocent = table.c.suspect.is_(False)
 
     def take(query: Select[Any], number: int) -> Sequence[int]:
-        query = query.limit(number)
-        return tx.execute(query.with_for_update(skip_locked=True) if skip_locked else query).scalars().all()
+        return tx.execute(_locked(query.where(innocent).limit(number), skip_locked)).scalars().all()
 
     waiting = _accounts_with_samples(tx)
     claimed: list[int] = []
@@ -404,20 +443,42 @@ def claim_samples(
         claimed.extend(take(_queued_of(account_id), max(1, limit // len(waiting))))
     if waiting and len(claimed) < limit:
         claimed.extend(take(_queued().where(table.c.id.not_in(claimed)), limit - len(claimed)))
-    if not claimed:
+    return _claim(tx, claimed, worker_id=worker_id, now=now, expires_at=expires_at, alone=False)
+
+
+def claim_suspect(
+    tx: Connection, *, worker_id: str, now: datetime, expires_at: datetime, skip_locked: bool
+) -> Operation | None:
+    """Take the oldest queued sample that is a suspect, for a worker that holds no other: it is to be drawn alone."""
+    oldest = _queued().where(tables.operation.c.suspect.is_(True)).limit(1)
+    found = tx.execute(_locked(oldest, skip_locked)).scalars().all()
+    claimed = _claim(tx, found, worker_id=worker_id, now=now, expires_at=expires_at, alone=True)
+    return claimed[0] if claimed else None
+
+
+def _locked(query: Select[Any], skip_locked: bool) -> Select[Any]:
+    return query.with_for_update(skip_locked=True) if skip_locked else query
+
+
+def _claim(
+    tx: Connection, operation_ids: Sequence[int], *, worker_id: str, now: datetime, expires_at: datetime, alone: bool
+) -> Sequence[Operation]:
+    if not operation_ids:
         return []
+    table = tables.operation
     tx.execute(
         update(table)
-        .where(table.c.id.in_(claimed))
+        .where(table.c.id.in_(operation_ids))
         .values(
             status=Status.RUNNING,
             attempts=table.c.attempts + 1,
             worker_id=worker_id,
             started_at=now,
             claim_expires_at=expires_at,
+            alone=alone,
         )
     )
-    rows = tx.execute(_operations().where(table.c.id.in_(claimed)).order_by(table.c.id))
+    rows = tx.execute(_operations().where(table.c.id.in_(operation_ids)).order_by(table.c.id))
     return [_from_row(row._mapping) for row in rows]
 
 
@@ -501,17 +562,33 @@ def standing_claims(tx: Connection, operation_ids: Sequence[int], *, worker_id: 
     return set(tx.execute(query).scalars())
 
 
-def release_claims(tx: Connection, *, now: datetime, worker_id: str | None = None) -> int:
-    """Put samples back whose claim expired, or all that a worker (known to be gone) has claimed; returns how many."""
+def release_claims(tx: Connection, *, now: datetime, worker_id: str | None = None, cause: Cause = Cause.UNKNOWN) -> int:
+    """Put samples back whose claim expired, or all that a worker (known to be gone) has claimed; returns how many.
+
+    Args:
+        cause: how the claims ended; what that is held against is in `suspects.py`.
+    """
     table = tables.operation
     gone = table.c.worker_id == worker_id if worker_id is not None else table.c.claim_expires_at < now
     claimed = update(table).where(table.c.status == Status.RUNNING, table.c.sampling_session_id.is_not(None), gone)
-    return tx.execute(claimed.values(status=Status.QUEUED, claim_expires_at=None)).rowcount
+    freed = claimed.values(status=Status.QUEUED, claim_expires_at=None, **suspects.values_after_death(cause))
+    return tx.execute(freed).rowcount
 
 
-def samples_wait(tx: Connection) -> bool:
-    """Whether any sample is queued."""
-    return oldest_waiting_sample(tx) is not None
+def give_back(tx: Connection, operation_ids: Sequence[int], *, worker_id: str) -> None:
+    """Put samples back that a worker has claimed and cannot draw; that is held against nobody."""
+    table = tables.operation
+    claimed = update(table).where(
+        table.c.id.in_(operation_ids), table.c.worker_id == worker_id, table.c.status == Status.RUNNING
+    )
+    innocent = suspects.values_after_death(Cause.STOPPED)
+    tx.execute(claimed.values(status=Status.QUEUED, claim_expires_at=None, **innocent))
+
+
+def samples_wait(tx: Connection, *, suspect: bool = False) -> bool:
+    """Whether any sample is queued that may be drawn in company; or any that may not."""
+    waiting = _queued().where(tables.operation.c.suspect.is_(suspect)).limit(1)
+    return tx.execute(waiting).first() is not None
 
 
 def oldest_waiting_sample(tx: Connection) -> int | None:

@@ -192,7 +192,7 @@ operation = Table(
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("suspect", Boolean, nullable=False, server_default=text("false")),  # a worker died with it: runs alone now
     Column("alone", Boolean, nullable=False, server_default=text("false")),  # the attempt that runs has no company
-    Column("blame", Integer, nullable=False, server_default="0"),  # what deaths while it ran alone count against it
+    Column("blame", Integer, nullable=False, server_default="0"),  # deaths while it ran alone: suspects.py
     Column("worker_id", String(128)),
     Column("claim_expires_at", Timestamp),
     Column("accepted_at", Timestamp, nullable=False),

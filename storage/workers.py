@@ -21,7 +21,7 @@ class Worker:
         device: e.g. `cpu` or `cuda:NVIDIA H100`.
         busy_ns: device time of every engine step, by a clock around the engine.
         overhead_ns: the part of it that is never billed: failed, replayed, discarded.
-        ended_by: how it died, as far as is known.
+        ended_by: how it ended (`suspects.Cause`), as far as is known.
         num_replayed: operations it has executed again after taking a run over.
         num_replay_mismatches: those of them whose outcome was not the one on record.
         tail_p95_ns: device time that a death would have made others replay, 95th percentile.
@@ -46,7 +46,7 @@ def register(tx: Connection, *, worker_id: str, host: str, pid: int, device: str
     """Note that a worker has started; one that was given its id in the settings may start again."""
     facts = {"host": host, "pid": pid, "device": device, "started_at": now, "seen_at": now}
     if not rows.insert_if_absent(tx, _table, id=worker_id, **facts):
-        tx.execute(update(_table).where(_table.c.id == worker_id).values(**facts, stopped_at=None))
+        tx.execute(update(_table).where(_table.c.id == worker_id).values(**facts, stopped_at=None, ended_by=None))
 
 
 def record_seen(tx: Connection, worker_id: str, *, now: datetime) -> None:
@@ -63,9 +63,16 @@ def add_busy(tx: Connection, worker_id: str, *, busy_ns: int, overhead_ns: int) 
     )
 
 
-def record_stopped(tx: Connection, worker_id: str, *, now: datetime) -> None:
-    """Note that a worker has ended."""
-    tx.execute(update(_table).where(_table.c.id == worker_id, _table.c.stopped_at.is_(None)).values(stopped_at=now))
+def record_stopped(tx: Connection, worker_id: str, *, ended_by: str, now: datetime) -> None:
+    """Note that a worker has ended, and how; what was noted first stands."""
+    running = update(_table).where(_table.c.id == worker_id, _table.c.stopped_at.is_(None))
+    tx.execute(running.values(stopped_at=now, ended_by=ended_by))
+
+
+def find_worker(tx: Connection, worker_id: str) -> Worker | None:
+    """The worker of this id, whether it runs or not."""
+    row = tx.execute(select(_table).where(_table.c.id == worker_id)).one_or_none()
+    return None if row is None else Worker(**row._mapping)
 
 
 def list_workers(tx: Connection, *, seen_after: datetime) -> Sequence[Worker]:

@@ -15,7 +15,8 @@ from jobs.app import make_app
 from jobs.dispatch import Dispatcher
 from jobs.results import OutcomePublisher
 from jobs.settings import JobsSettings
-from storage import ids, journal, leases, workers
+from storage import deaths, ids, workers
+from storage.deaths import Cause
 from storage.open import Storage, open_storage
 from worker import tasks
 from worker.commit import Committer
@@ -66,11 +67,8 @@ class Worker:
         self.engine.join()
         self.keeper.stop()
         with self.storage.database.begin() as tx:
-            now = self.storage.database.now(tx)
-            left = leases.release_worker(tx, self.id)
-            journal.release_claims(tx, now=now, worker_id=self.id)
-            workers.record_stopped(tx, self.id, now=now)
-        for run_id in left:
+            freed = deaths.note_death(tx, self.id, Cause.STOPPED, now=self.storage.database.now(tx))
+        for run_id in freed.runs:
             self.dispatcher.announce_run(run_id)
         self.dispatcher.announce_samples()
         self.publisher.close()
@@ -116,6 +114,7 @@ def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worke
     tasks.register(app, storage, intake, feeder, jobs_settings)
     with storage.database.begin() as tx:
         now = storage.database.now(tx)
+        deaths.note_death(tx, worker_id, Cause.UNKNOWN, now=now)  # one of this name may have died unseen
         workers.register(
             tx, worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), device=device_name, now=now
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from jobs import operations
 from jobs.operations import Category, Failure
-from storage import failpoints, journal, runs
+from storage import failpoints, journal, runs, suspects
 from storage.failpoints import Point
 from storage.journal import Operation
 from storage.open import Storage
@@ -19,6 +20,33 @@ from worker.sample_turn import ClaimedSample, Drawable, SampleTurn
 log = structlog.get_logger()
 
 POLL_S = 1.0
+
+
+class SuspectTurns:
+    """When a worker draws a suspect: alone, and between two of them others have as long as the first one took.
+
+    So neither waits for ever, however many of the others there are.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._begun_at: float | None = None
+        self._due_at = 0.0
+
+    def begin(self) -> None:
+        """A suspect is drawn from now on."""
+        self._begun_at = self._now()
+
+    def note_end(self) -> None:
+        """No suspect is being drawn."""
+        if self._begun_at is not None:
+            now = self._now()
+            self._due_at, self._begun_at = now + (now - self._begun_at), None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the others have had their time."""
+        return self._now() >= self._due_at
 
 
 class SampleFeeder(threading.Thread):
@@ -45,6 +73,7 @@ class SampleFeeder(threading.Thread):
         self._claim_s = claim_s
         self._samples_max = samples_max
         self._in_use = in_use
+        self._suspects = SuspectTurns()
         self._wanted = threading.Event()
         self._stopping = threading.Event()
 
@@ -70,23 +99,39 @@ class SampleFeeder(threading.Thread):
                 self._stopping.wait(POLL_S)
 
     def _feed(self) -> bool:
-        room = self._samples_max - len(self._samples)
-        if room <= 0 or not self._any_waiting():
-            return False
+        held = self._samples.claims()
+        if any(operation.suspect for operation in held.values()):
+            return False  # it is being drawn, alone
+        self._suspects.note_end()
+        with self._storage.database.read() as tx:
+            suspect, others = journal.samples_wait(tx, suspect=True), journal.samples_wait(tx)
+        if suspect and (self._suspects.is_due or not others):
+            return not held and self._bring(self._claim_suspect)
+        room = self._samples_max - len(held)
+        return others and room > 0 and self._bring(lambda: self._claim(room))
+
+    def _bring(self, claim: Callable[[], Sequence[Operation]]) -> bool:
+        """Claim samples and load them; False if others were quicker."""
         failpoints.reach(Point.CLAIM_BEGUN)
-        claimed = self._claim(room)
+        claimed = claim()
         failpoints.reach(Point.CLAIMED)
         self._samples.expect(claimed)
+        num_arrived = 0
         try:
             for operation in claimed:
                 self._samples.arrive(self._load(operation))
+                num_arrived += 1
+        except Exception:
+            self._give_back(claimed[num_arrived:])
+            raise
         finally:
             self._samples.forget(claimed)
         return bool(claimed)
 
-    def _any_waiting(self) -> bool:
-        with self._storage.database.read() as tx:
-            return journal.samples_wait(tx)
+    def _give_back(self, claimed: Sequence[Operation]) -> None:
+        """Let others try; else the claims would expire, as if a worker had died with them."""
+        with self._storage.database.begin() as tx:
+            journal.give_back(tx, [operation.id for operation in claimed], worker_id=self._worker_id)
 
     def _claim(self, limit: int) -> Sequence[Operation]:
         database = self._storage.database
@@ -100,10 +145,25 @@ class SampleFeeder(threading.Thread):
                 skip_locked=not database.is_sqlite,
             )
 
+    def _claim_suspect(self) -> Sequence[Operation]:
+        database = self._storage.database
+        with database.begin() as tx:
+            claimed = journal.claim_suspect(
+                tx,
+                worker_id=self._worker_id,
+                now=database.now(tx),
+                expires_at=database.after(tx, self._claim_s),
+                skip_locked=not database.is_sqlite,
+            )
+        self._suspects.begin()
+        return [] if claimed is None else [claimed]
+
     def _load(self, operation: Operation) -> ClaimedSample:
         """Bring a sample into memory; whatever is wrong with it is its own failure, unless trying again may help."""
         with self._storage.database.read() as tx:
             session = runs.get_sampling_session(tx, str(operation.sampling_session_id))
+        if suspects.is_condemned(operation.blame):
+            return ClaimedSample(operation, session, Failure(suspects.sentence(operation.blame), Category.SERVER))
         try:
             body = operations.decode(self._storage.payloads.get(operation.payload))
             model = self._models.get(session.base_model, in_use=self._in_use())

@@ -17,6 +17,7 @@ from api.cli.cost import parse_since
 from api.cli.dead_worker import release
 from api.cli.errors import CliError
 from storage import accounts, leases, runs
+from storage.deaths import Cause, Freed
 from storage.migrate import migrate
 from storage.open import open_storage
 from storage.settings import StorageSettings
@@ -151,10 +152,10 @@ def test_everything_of_a_dead_worker_is_freed(tmp_path: Path) -> None:
         lease = leases.acquire(tx, run_.id, worker_id="dead", now=now, expires_at=now + timedelta(hours=1))
 
     # when
-    freed, num_samples = release(database, "dead")
+    freed = release(database, "dead", Cause.FAULT)
 
     # then another worker may have it, and the dead one's epoch counts no more
-    assert (list(freed), num_samples) == ([run_.id], 0)
+    assert freed == Freed([run_.id], 0)
     with database.begin() as tx:
         assert leases.find_holder(tx, run_.id, now=now) is None
         assert not leases.is_held(tx, lease)

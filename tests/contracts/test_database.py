@@ -560,14 +560,14 @@ def test_a_worker_that_was_given_its_id_may_start_again(database: Database) -> N
         # Given
         workers.register(tx, worker_id="gpu-0", host="h", pid=1, device="cpu", now=NOW)
         workers.add_busy(tx, "gpu-0", busy_ns=10, overhead_ns=4)
-        workers.record_stopped(tx, "gpu-0", now=NOW)
+        workers.record_stopped(tx, "gpu-0", ended_by="fault", now=NOW)
         assert workers.list_workers(tx, seen_after=NOW - timedelta(seconds=1)) == []
         # When
         workers.register(tx, worker_id="gpu-0", host="h", pid=2, device="cpu", now=LATER)
         workers.add_busy(tx, "gpu-0", busy_ns=1, overhead_ns=0)
         # Then
         (worker,) = workers.list_workers(tx, seen_after=NOW)
-        assert (worker.pid, worker.started_at, worker.stopped_at) == (2, LATER, None)
+        assert (worker.pid, worker.started_at, worker.stopped_at, worker.ended_by) == (2, LATER, None, None)
         assert (worker.busy_ns, worker.overhead_ns) == (11, 4)
 
 

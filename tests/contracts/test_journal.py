@@ -150,6 +150,7 @@ def test_failed_gradients_are_those_since_the_last_step_that_was_started(tx: Con
     make_operation(tx, run, 0, refusal=BAD)
     step = make_operation(tx, run, 1, "optim_step")
     make_operation(tx, run, 2, refusal=BAD)
+    _lease(tx, run)
     # When
     journal.start(tx, [step.id], worker_id="w", now=NOW)
     complete(tx, step)
@@ -183,6 +184,7 @@ def test_operations_of_another_run_are_not_in_the_order(tx: Connection, run: Run
 def test_a_completed_operation_has_its_outcome_and_no_second_one(tx: Connection, run: Run) -> None:
     # Given
     operation = make_operation(tx, run)
+    _lease(tx, run)
     journal.start(tx, [operation.id], worker_id="w", now=SOON)
     # When
     complete(tx, operation, at=LATER)
