@@ -10,7 +10,7 @@ BASE_MODEL ?= starter
 ARGS       ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook check lint types \
+.PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-mutations check lint types \
 	imports format proto clean
 
 help: ## print this list
@@ -68,6 +68,9 @@ test-object-store: install ## run the object store's contract on any S3: URL=s3:
 
 test-cookbook: install ## run the unmodified tinker-cookbook's chat and arithmetic recipes against a service
 	@$(BIN)/python tests/cookbook/run.py $(ARGS)
+
+test-mutations: install ## take each guard away in a copy, and see its tests go red; ARGS="checksum lease" takes some
+	@$(BIN)/python -m tests.mutations $(ARGS)
 
 # ------------------------------------------------------------------------------------------------------------- checks
 

@@ -401,8 +401,9 @@ def test_a_samples_commit_of_unknown_outcome_bills_once(
     session, operation = _claimed(storage, clock)
     unsure = dataclasses.replace(storage, database=AnswersLost(storage, answers))  # type: ignore[arg-type]
     # When
-    Committer(unsure, worker_id="w", publish=lambda _: None).commit_samples([_drawn(session, operation)])
+    discarded = Committer(unsure, worker_id="w", publish=lambda _: None).commit_samples([_drawn(session, operation)])
     # Then
+    assert discarded == set()
     assert _read(storage, operation.request_id).status == Status.COMPLETED
     assert _num_usage_records(storage) == 1
 

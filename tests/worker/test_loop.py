@@ -129,6 +129,22 @@ def test_a_step_behind_an_unknown_failure_changes_nothing_and_a_later_one_steps(
     assert taken.metrics["step"] == 1
 
 
+def test_a_step_submitted_before_a_failure_of_an_earlier_turn_fails(service: Service, engine: Engine) -> None:
+    # given gradients that fail, a save, which is a turn of its own, and a step, all submitted at once
+    run = service.create_run()
+    service.submit(run, 1, overflow())
+    service.submit(run, 2, SaveState("between"))
+    step = service.submit(run, 3, OptimStep())
+
+    # when a worker executes them
+    engine.take(run)
+
+    # then the step fails and names them
+    failure = service.outcome(step)
+    assert isinstance(failure, Failure)
+    assert "seq_id 1" in failure.error
+
+
 def test_a_step_pipelined_behind_a_refused_operation_fails(service: Service, engine: Engine) -> None:
     # given good gradients, and some that were refused, which the client has not been told
     run = service.create_run()

@@ -1,0 +1,1 @@
+"""`python -m tests.mutations` takes each guard away in a copy of the repository, and sees its tests go red."""

@@ -1,0 +1,286 @@
+"""Every guard there is, in the order of an operation's life, and the tests that miss it.
+
+The text to be replaced is chosen short and stable. A guard with others behind it is taken away together with them, or
+no test could tell; where that is so, it says which.
+"""
+
+from __future__ import annotations
+
+from tests.mutations.guard import Change, Guard
+
+_FIRST_TABLES = "storage/migrations/versions/0001_first_tables.py"
+_LEASES = "tests/contracts/test_leases.py"
+_JOURNAL = "tests/contracts/test_journal.py"
+_OBJECTS = "tests/contracts/test_objects_of_rows.py"
+_COMMIT = "tests/worker/test_commit.py"
+_LOOP = "tests/worker/test_loop.py"
+_SWEEPER = "tests/jobs/test_sweeper.py"
+
+ACCEPTING = (
+    Guard(
+        "the dedupe key",
+        "a repeated submission would be executed twice",
+        (
+            Change("storage/rows.py", ".on_conflict_do_nothing()", ""),
+            Change(_FIRST_TABLES, 'sa.UniqueConstraint("request_id", name=op.f("uq_operation_request_id")),', ""),
+            Change(_FIRST_TABLES, 'sa.UniqueConstraint("run_id", "seq", name=op.f("uq_operation_run_id_seq")),', ""),
+        ),
+        (f"{_JOURNAL}::test_the_same_seq_again_gives_the_first_request_id_and_changes_nothing",),
+    ),
+    Guard(
+        "the upload row",
+        "what a writer put before it died would lie in the object store for ever",
+        (
+            Change("storage/payloads.py", "uploads.announce(tx, key, now=now, expires_at=expires_at)", "pass"),
+            Change(
+                "storage/uploads.py",
+                "        .values(state=REFERENCED, size_bytes=size_bytes, expires_at=None)\n    )",
+                "        .values(state=REFERENCED, size_bytes=size_bytes, expires_at=None)\n    )\n"
+                "    if changed.rowcount != 1:\n"
+                "        known = {'key': key, 'state': REFERENCED, 'size_bytes': size_bytes}\n"
+                "        changed = tx.execute(insert(row).values(**known, created_at=datetime.fromtimestamp(0, UTC)))",
+            ),
+            Change("storage/uploads.py", "from datetime import datetime", "from datetime import UTC, datetime"),
+        ),
+        ("tests/storage/test_sweeper.py::test_an_upload_that_was_never_named_is_deleted_after_its_expiry",),
+    ),
+    Guard(
+        "the announcement before the put",
+        "a writer that is killed between the two would leave an object that nobody knows of",
+        (
+            Change(
+                "storage/payloads.py",
+                "        with self._database.begin() as tx:\n",
+                "        self._objects.put(key, data)\n        with self._database.begin() as tx:\n",
+            ),
+        ),
+        ("tests/storage/test_payloads.py::test_an_object_is_announced_before_it_is_put",),
+    ),
+    Guard(
+        "the refusal of a late name",
+        "a row would name an object that the sweeper has deleted",
+        (Change("storage/uploads.py", "raise UploadGoneError(key)", "return"),),
+        (
+            "tests/storage/test_payloads.py::test_an_object_named_in_time_stays_and_a_late_name_is_refused",
+            f"{_OBJECTS}::test_a_snapshot_whose_object_was_swept_away_is_not_named",
+        ),
+    ),
+)
+
+ORDER = (
+    Guard(
+        "the order of a run's operations",
+        "an operation would take effect before one that was numbered before it",
+        (Change("storage/journal.py", " if op.seq == place]", "]"),),
+        (f"{_JOURNAL}::test_the_next_in_order_end_before_the_first_gap",),
+    ),
+    Guard(
+        "the closing of gaps",
+        "operations behind a `seq` that never arrives would wait for ever",
+        (Change("jobs/sweeper.py", "if journal.close_gap(", "if False and journal.close_gap("),),
+        (f"{_SWEEPER}::test_a_seq_that_never_arrives_is_closed_after_the_timeout_and_its_waiter_is_told",),
+    ),
+    Guard(
+        "the numbers of failures",
+        "a step submitted before a failure was known would step on half of its gradients",
+        (
+            Change(
+                "storage/journal.py",
+                "values(num_failures=run.c.num_failures + 1)",
+                "values(num_failures=run.c.num_failures)",
+            ),
+        ),
+        (
+            f"{_JOURNAL}::test_failures_of_gradients_are_numbered_and_later_operations_know_how_many_there_were",
+            f"{_LOOP}::test_a_step_submitted_before_a_failure_of_an_earlier_turn_fails",
+        ),
+    ),
+    Guard(
+        "the order of gradients",
+        "sums of merged operations would differ in their last bits from those of a replay",
+        (
+            Change(
+                "worker/engine/trainer.py",
+                "in zip(requests, operations, strict=True):\n            gradients:",
+                "in reversed(list(zip(requests, operations, strict=True))):\n            gradients:",
+            ),
+        ),
+        ("tests/numerics/test_company.py::test_operations_of_one_run_merged_in_one_call_equal_separate_calls",),
+    ),
+)
+
+FENCES = (
+    Guard(
+        "the epoch check of commits",
+        "a worker that lost its lease would advance the run beside its successor",
+        (
+            Change(
+                "storage/leases.py",
+                "    held = update(_run).where(",
+                "    held = update(_run).where(_run.c.id == lease.run_id)\n    _ = update(_run).where(",
+            ),
+            Change(
+                "storage/leases.py",
+                "if (row.lease_epoch, row.lease_worker) != (lease.epoch, lease.worker_id):",
+                "if False:",
+            ),
+        ),
+        (
+            f"{_COMMIT}::test_a_run_whose_lease_was_lost_is_left_out_whole_and_the_others_are_committed",
+            f"{_LEASES}::test_only_the_current_epoch_advances_the_run",
+        ),
+    ),
+    Guard(
+        "the epoch check of snapshots",
+        "a worker that lost its lease would name a state that the journal does not lead to",
+        (Change("storage/snapshots.py", "if not leases.is_held(tx, lease):", "if False:"),),
+        (
+            "tests/worker/test_writeback.py::test_a_snapshot_of_a_lost_lease_is_never_named",
+            f"{_OBJECTS}::test_a_snapshot_of_a_lost_lease_is_not_named",
+        ),
+    ),
+    Guard(
+        "the epoch check of renewals",
+        "a worker that lost its lease would keep its successor's alive, and go on in vain",
+        (
+            Change(
+                "storage/leases.py",
+                "        mine = update(_run).where(",
+                "        mine = update(_run).where(_run.c.id == lease.run_id)\n        _ = update(_run).where(",
+            ),
+        ),
+        (f"{_LEASES}::test_a_renewed_lease_lasts_longer_and_a_lost_one_is_told",),
+    ),
+    Guard(
+        "the claim check",
+        "two workers would complete one sample, or one that was cancelled",
+        (
+            Change(
+                "storage/journal.py",
+                "values(claim_expires_at=None)).rowcount != 1:",
+                "values(claim_expires_at=None)) is None:",
+            ),
+        ),
+        (
+            f"{_COMMIT}::test_a_sample_whose_claim_was_lost_is_discarded_with_its_usage",
+            f"{_COMMIT}::test_a_cancelled_sample_is_discarded_with_its_usage",
+            f"{_JOURNAL}::test_an_expired_claim_goes_to_another_attempt_and_the_first_is_lost",
+        ),
+    ),
+)
+
+BILLING = (
+    Guard(
+        "the unique usage constraint",
+        "nothing in the database would refuse a second bill",
+        (
+            Change(
+                _FIRST_TABLES,
+                'sa.UniqueConstraint("operation_id", name=op.f("uq_usage_record_operation_id")),',
+                "",
+            ),
+        ),
+        ("tests/contracts/test_database.py::test_an_operation_has_one_usage_record",),
+    ),
+    Guard(
+        "the unique usage constraint and all that stands before it",
+        "a commit whose answer was lost would bill twice",
+        (
+            Change(
+                _FIRST_TABLES,
+                'sa.UniqueConstraint("operation_id", name=op.f("uq_usage_record_operation_id")),',
+                "",
+            ),
+            Change("worker/commit.py", "if leases.committed_seq(tx, commit.lease) >= commit.state_seq:", "if False:"),
+            Change(
+                "storage/journal.py",
+                "return update(table).where(table.c.id == operation_id, table.c.status.in_(OPEN))",
+                "return update(table).where(table.c.id == operation_id)",
+            ),
+        ),
+        (f"{_COMMIT}::test_a_commit_of_unknown_outcome_bills_once",),
+    ),
+    Guard(
+        "the read back of a commit of unknown outcome",
+        "a worker would execute again what it has committed",
+        (Change("worker/commit.py", "if leases.committed_seq(tx, commit.lease) >= commit.state_seq:", "if False:"),),
+        (f"{_COMMIT}::test_a_commit_of_unknown_outcome_bills_once",),
+    ),
+    Guard(
+        "the read back of a sample's commit",
+        "a sample that was committed and billed would be counted as discarded",
+        (Change("worker/commit.py", "if decided and", "if False and"),),
+        (f"{_COMMIT}::test_a_samples_commit_of_unknown_outcome_bills_once",),
+    ),
+)
+
+RECOVERY = (
+    Guard(
+        "the replay",
+        "what was committed after the snapshot would be missing from the state",
+        (
+            Change(
+                "worker/takeover.py",
+                "state = _replay_one(storage, run, takeover.model, state, step)",
+                "state = state or _replay_one(storage, run, takeover.model, state, step)",
+            ),
+        ),
+        (f"{_LOOP}::test_a_damaged_snapshot_is_passed_over_for_the_one_before_it",),
+    ),
+    Guard(
+        "the checksum",
+        "a damaged snapshot would be trained on",
+        (Change("storage/snapshots.py", "if checksum(data) != snapshot.sha256:", "if False:"),),
+        (
+            "tests/worker/test_writeback.py::test_an_idle_run_is_written_back_and_can_be_verified",
+            f"{_LOOP}::test_a_damaged_snapshot_is_passed_over_for_the_one_before_it",
+        ),
+    ),
+    Guard(
+        "the second snapshot",
+        "a damaged one would cost the run",
+        (Change("storage/snapshots.py", "KEPT = 2", "KEPT = 1"),),
+        (f"{_OBJECTS}::test_the_two_newest_snapshots_are_kept_and_older_ones_released",),
+    ),
+    Guard(
+        "the second snapshot's payloads",
+        "from the second snapshot nothing could be replayed",
+        (Change("storage/journal.py", ".offset(1)", ".offset(0)"),),
+        (
+            f"{_JOURNAL}::test_outcomes_up_to_the_second_newest_snapshot_are_forgotten_and_the_replay_tail_stays",
+            f"{_JOURNAL}::test_a_run_with_one_snapshot_keeps_everything",
+        ),
+    ),
+)
+
+REMINDERS = (
+    Guard(
+        "the sweeper of stalled work",
+        "a run whose message was lost would wait for ever",
+        (Change("jobs/sweeper.py", "runs = [name for name in due if name != SAMPLES]", "runs = []"),),
+        (
+            f"{_SWEEPER}::test_work_that_nobody_took_is_announced_again",
+            f"{_SWEEPER}::test_work_of_a_dead_worker_is_announced_at_once_however_long_it_had_waited",
+        ),
+    ),
+    Guard(
+        "the sweeper of samples",
+        "samples that a dead worker had claimed would wait for ever",
+        (Change("jobs/sweeper.py", "released = journal.release_claims(tx, now=now)", "released = 0"),),
+        (f"{_SWEEPER}::test_samples_of_a_worker_that_is_gone_are_put_back_and_announced",),
+    ),
+    Guard(
+        "the notification's safety read",
+        "a poll whose notification was lost would wait until its client gives up",
+        (
+            Change(
+                "jobs/results.py",
+                "self.wake(await asyncio.to_thread(self._find_finished, list(self._events)))",
+                "await asyncio.sleep(0)",
+            ),
+        ),
+        ("tests/jobs/test_results.py::test_a_lost_notification_is_covered_by_the_safety_read",),
+    ),
+)
+
+GUARDS = (*ACCEPTING, *ORDER, *FENCES, *BILLING, *RECOVERY, *REMINDERS)
