@@ -8,6 +8,9 @@
     ├── TooLargeError            413: over a limit
     └── UnsupportedEncodingError 415: a body in an encoding that is not read
 
+Errors of the folders below are answered 400 (an operation that makes no sense), 404 (no such row), 429 (too much waits)
+and 503 (storage is away or full), the last two with Retry-After.
+
 What always holds: no 409 (the SDK would retry it for minutes), no empty body (it takes an empty 400 for a broken
 proxy), and nothing of our insides in a 500.
 """
@@ -24,6 +27,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from jobs.backlog import BacklogFullError
 from jobs.validation import InvalidOperationError
 from storage.errors import RowNotFoundError, StorageError
 
@@ -81,6 +85,7 @@ def install(app: FastAPI) -> None:
     """Let the app answer every error in the one form: `{"detail": "…"}`."""
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(InvalidOperationError, _answer_bad_request)
+    app.add_exception_handler(BacklogFullError, _answer_backlog_full)
     app.add_exception_handler(RequestValidationError, _answer_bad_parameter)
     app.add_exception_handler(StorageError, _answer_storage_error)
     app.add_exception_handler(PoolTimeoutError, _answer_busy)
@@ -100,6 +105,11 @@ async def _answer_api_error(_request: Request, error: Exception) -> JSONResponse
 
 async def _answer_bad_request(_request: Request, error: Exception) -> JSONResponse:
     return _detail(400, str(error))
+
+
+async def _answer_backlog_full(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, BacklogFullError)
+    return _detail(429, str(error), **{"Retry-After": str(error.retry_after_s)})
 
 
 async def _answer_bad_parameter(_request: Request, error: Exception) -> JSONResponse:

@@ -9,6 +9,7 @@ from api.downloads import UrlSigner
 from api.settings import ApiSettings
 from billing.rate_cards import RateCard, load_rate_card
 from jobs.app import make_app
+from jobs.backlog import Backlog
 from jobs.dispatch import Dispatcher
 from jobs.results import OutcomeSubscription, OutcomeWaiters
 from jobs.settings import JobsSettings
@@ -64,7 +65,7 @@ def open_services() -> Services:
         settings=settings,
         jobs_settings=jobs_settings,
         storage=storage,
-        submitter=Submitter(storage, dispatcher),
+        submitter=Submitter(storage, dispatcher, Backlog.of(storage.database, jobs_settings)),
         waiters=waiters,
         subscription=OutcomeSubscription(jobs_settings.resolved_broker_url(), waiters.wake_from_thread),
         signer=UrlSigner.open(storage.settings.data_dir, key=settings.url_signing_key),

@@ -15,13 +15,24 @@ SOCKET_PATH_BYTES_MAX = 100  # the kernel's limit is 107, on macOS 103
 
 
 class JobsSettings(BaseSettings):
-    """Broker, timeouts and retention."""
+    """Broker, limits of the queue, timeouts and retention."""
 
     model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
 
     data_dir: Path = Field(Path(".piecework"), description="directory of the embedded service")
     broker_url: str = Field(
         "", description="redis://host:port/0 or amqp://user:password@host:port//; empty: the embedded broker of `serve`"
+    )
+    queued_max_per_account: int = Field(
+        20_000, gt=0, description="operations of one account that may wait for execution; more samples are answered 429"
+    )
+    queued_max: int = Field(100_000, gt=0, description="the same for all accounts together")
+    queued_bytes_max_per_account: int = Field(
+        4 * 2**30, gt=0, description="bytes of payload of one account's operations that wait for execution"
+    )
+    queued_bytes_max: int = Field(16 * 2**30, gt=0, description="the same for all accounts together")
+    queued_training_factor: float = Field(
+        2.0, ge=1, description="training operations are answered 429 only beyond so many times these four limits"
     )
     gap_timeout_s: float = Field(
         600.0, description="a `seq` that has not arrived this long after a later one is closed with an error"

@@ -1,4 +1,5 @@
-"""Accepts operations: payload stored, row written, then announced. The same `seq` again gives the same request id.
+"""Accepts operations: payload stored, row written, then announced. The same `seq` again gives the same request id,
+also when the queue is full by then.
 
 What is invalid is accepted too, as a failed operation whose outcome says why: its `seq` is consumed, so nothing that
 follows waits for it.
@@ -14,9 +15,10 @@ import structlog
 from sqlalchemy import Connection
 
 from jobs import operations
+from jobs.backlog import Backlog, BacklogFullError
 from jobs.dispatch import Dispatcher
 from jobs.operations import Body, CreateModel, Failure, Kind, LoadState, LoraConfig, Sample
-from storage import failpoints, journal, keys, payloads, runs
+from storage import failpoints, ids, journal, keys, payloads, runs
 from storage.checkpoints import Checkpoint
 from storage.errors import UploadGoneError
 from storage.failpoints import Point
@@ -26,6 +28,9 @@ from storage.payloads import Stored
 from storage.runs import Run, SamplingSession, Session
 
 log = structlog.get_logger()
+
+Write = Callable[[Connection, Stored], tuple[str, bool]]
+"""Writes an operation's row in a transaction; returns its request id, and whether the row is new."""
 
 SEQ_AHEAD_MAX = 100_000
 """How far a `seq` may run ahead of what has been executed: each missing one before it may have to be closed."""
@@ -42,9 +47,10 @@ class Accepted:
 class Submitter:
     """Accepts operations of every kind."""
 
-    def __init__(self, storage: Storage, dispatcher: Dispatcher) -> None:
+    def __init__(self, storage: Storage, dispatcher: Dispatcher, backlog: Backlog) -> None:
         self._storage = storage
         self._dispatcher = dispatcher
+        self._backlog = backlog
 
     def create_model(
         self,
@@ -100,7 +106,11 @@ class Submitter:
         )
 
     def training(self, run: Run, seq: int, body: Body | Failure, *, kind: Kind) -> Accepted:
-        """Accept operation `seq` of a run; a `Failure` in place of the body is recorded as its outcome."""
+        """Accept operation `seq` of a run; a `Failure` in place of the body is recorded as its outcome.
+
+        Raises:
+            BacklogFullError: too much waits, and this `seq` has not been accepted before.
+        """
         if seq > run.state_seq + SEQ_AHEAD_MAX:
             body = Failure(f"seq_id {seq} is too far ahead: the run is at {run.state_seq}; number requests one by one")
 
@@ -117,13 +127,17 @@ class Submitter:
                 refusal=_stillborn(journal.find_operation(tx, f"{run.id}:0")) or _refusal(body),
             )
 
-        request_id, _ = self._store_and_write(body, run.id, seq, write)
+        request_id, _ = self._accept(run, seq, kind, body, write)
         self._dispatcher.announce_run(run.id)
         failpoints.reach(Point.ACCEPTED)
         return Accepted(request_id, run.id)
 
     def sample(self, session: SamplingSession, seq: int, body: Sample | Failure, *, num_samples: int) -> Accepted:
-        """Accept a sample; a `Failure` in place of the body is recorded as its outcome."""
+        """Accept a sample; a `Failure` in place of the body is recorded as its outcome.
+
+        Raises:
+            BacklogFullError: too much waits, and this `seq` has not been accepted before.
+        """
         if session.ended_at is not None:
             body = Failure("the sampling session has ended: its client was gone for long; make a new one")
 
@@ -141,17 +155,36 @@ class Submitter:
                 refusal=_refusal(body),
             )
 
-        request_id, new = self._store_and_write(body, session.id, seq, write)
+        request_id, new = self._accept(session, seq, Kind.SAMPLE, body, write)
         if new and not isinstance(body, Failure):
             self._dispatcher.announce_samples()
         failpoints.reach(Point.ACCEPTED)
         return Accepted(request_id)
 
-    def _store_and_write(
-        self, body: Body | Failure, owner_id: str, seq: int, write: Callable[[Connection, Stored], tuple[str, bool]]
+    def _accept(
+        self, owner: Run | SamplingSession, seq: int, kind: Kind, body: Body | Failure, write: Write
     ) -> tuple[str, bool]:
+        """Take an operation if there is room; what has an outcome from the start needs none."""
+        if isinstance(body, Failure):
+            return self._store_and_write(None, owner.id, seq, write)
+        encoded = operations.encode(body)
+        try:
+            with self._backlog.place(owner.account_id, kind, len(encoded)):
+                return self._store_and_write(encoded, owner.id, seq, write)
+        except BacklogFullError:
+            known = self._find_request_id(owner, seq)
+            if known is None:
+                raise
+            return known, False
+
+    def _find_request_id(self, owner: Run | SamplingSession, seq: int) -> str | None:
+        of_run = isinstance(owner, Run)
+        request_id = ids.training_request_id(owner.id, seq) if of_run else ids.sample_request_id(owner.id, seq)
+        with self._storage.database.read() as tx:
+            return request_id if journal.find_operation(tx, request_id) else None
+
+    def _store_and_write(self, encoded: bytes | None, owner_id: str, seq: int, write: Write) -> tuple[str, bool]:
         """Store the payload, then write the row that names it; again if the upload was swept away in between."""
-        encoded = None if isinstance(body, Failure) else operations.encode(body)
         while True:
             stored = Stored()
             if encoded is not None:
@@ -182,35 +215,50 @@ class Submitter:
     ) -> Accepted:
         database = self._storage.database
         encoded = operations.encode(body)
-        with database.begin() as tx:
-            known = runs.find_run_of_session(tx, session.id, model_seq_id)
-            if known is None:
-                known = runs.create_run(
-                    tx,
-                    account_id=session.account_id,
-                    session_id=session.id,
-                    model_seq_id=model_seq_id,
-                    base_model=base_model,
-                    lora=dataclasses.asdict(lora),
-                    optimizer=optimizer,
-                    user_metadata=user_metadata,
-                    now=database.now(tx),
-                )
+
+        def write(tx: Connection) -> Accepted:
+            run = runs.find_run_of_session(tx, session.id, model_seq_id) or runs.create_run(
+                tx,
+                account_id=session.account_id,
+                session_id=session.id,
+                model_seq_id=model_seq_id,
+                base_model=base_model,
+                lora=dataclasses.asdict(lora),
+                optimizer=optimizer,
+                user_metadata=user_metadata,
+                now=database.now(tx),
+            )
             request_id, _ = journal.accept_training(
                 tx,
-                account_id=known.account_id,
-                run_id=known.id,
+                account_id=run.account_id,
+                run_id=run.id,
                 seq=0,
                 kind=body.kind,
-                base_model=known.base_model,
+                base_model=run.base_model,
                 payload=Stored(inline=encoded, size_bytes=len(encoded)),
                 now=database.now(tx),
                 refusal=_refusal(failure),
                 loads_key=loads_key,
             )
+            return Accepted(request_id, run.id)
+
+        try:
+            with self._backlog.place(session.account_id, Kind.CREATE_MODEL, len(encoded)), database.begin() as tx:
+                accepted = write(tx)
+        except BacklogFullError:
+            known = self._find_run(session, model_seq_id)
+            if known is None:
+                raise
+            return known
         if failure is None:
-            self._dispatcher.announce_run(known.id)
-        return Accepted(request_id, known.id)
+            self._dispatcher.announce_run(str(accepted.run_id))
+        return accepted
+
+    def _find_run(self, session: Session, model_seq_id: int) -> Accepted | None:
+        """What an earlier submission of the same run was answered."""
+        with self._storage.database.read() as tx:
+            run = runs.find_run_of_session(tx, session.id, model_seq_id)
+        return None if run is None else Accepted(ids.training_request_id(run.id, 0), run.id)
 
 
 def _refusal(body: object) -> Refusal | None:

@@ -106,6 +106,20 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Amount:
+    """So many operations, and the bytes of their payloads together."""
+
+    operations: int
+    payload_bytes: int
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.operations + other.operations, self.payload_bytes + other.payload_bytes)
+
+    def __neg__(self) -> Amount:
+        return Amount(-self.operations, -self.payload_bytes)
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Why an operation is accepted as failed: the words, and `user` or `server`."""
 
@@ -296,13 +310,12 @@ def note_failure_known(tx: Connection, operation: Operation) -> None:
         _number_failure(tx, operation.run_id, operation.request_id)
 
 
-def count_open(tx: Connection, *, account_id: str | None = None) -> int:
-    """Operations without an outcome yet."""
+def open_by_account(tx: Connection) -> Mapping[str, Amount]:
+    """Operations without an outcome yet, by account; read from an index of just these."""
     table = tables.operation.c
-    query = select(func.count()).where(table.status.in_(OPEN))
-    if account_id is not None:
-        query = query.where(table.account_id == account_id)
-    return tx.execute(query).scalar_one()
+    columns = (table.account_id, func.count(), func.sum(table.payload_bytes))
+    query = select(*columns).where(tables.OPEN).group_by(table.account_id)
+    return {account_id: Amount(number, int(size)) for account_id, number, size in tx.execute(query)}
 
 
 # ----------------------------------------------------------------------------------------------------------- executing

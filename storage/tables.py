@@ -161,6 +161,8 @@ sampling_session = Table(
     Index("ix_sampling_session_object_key", "object_key"),
 )
 
+# What waits or runs. The second half always holds; for want of it no query but the one that counts takes the index.
+OPEN = text("finished_at IS NULL AND payload_bytes >= 0")
 _OPEN_SAMPLES = text("sampling_session_id IS NOT NULL AND finished_at IS NULL")
 
 operation = Table(
@@ -212,6 +214,7 @@ operation = Table(
         sqlite_where=_OPEN_SAMPLES,
         postgresql_where=_OPEN_SAMPLES,
     ),
+    Index("ix_operation_open", "finished_at", "account_id", "payload_bytes", sqlite_where=OPEN, postgresql_where=OPEN),
     Index(
         "ix_operation_finished", "finished_at", sqlite_where=text("NOT expired"), postgresql_where=text("NOT expired")
     ),

@@ -18,6 +18,7 @@ from api.services import Services, make_waiters
 from api.settings import ApiSettings
 from billing.rate_cards import load_rate_card
 from jobs import operations
+from jobs.backlog import Backlog
 from jobs.operations import Outcome
 from jobs.settings import JobsSettings
 from jobs.submit import Submitter
@@ -122,12 +123,17 @@ def announcements() -> Announcements:
 
 
 @pytest.fixture
-def services(storage: Storage, announcements: Announcements) -> Services:
+def jobs_settings() -> JobsSettings:
+    return JobsSettings()
+
+
+@pytest.fixture
+def services(storage: Storage, announcements: Announcements, jobs_settings: JobsSettings) -> Services:
     return Services(
         settings=ApiSettings(poll_s=0.05, body_bytes_max=20_000, json_bytes_max=20_000),
-        jobs_settings=JobsSettings(),
+        jobs_settings=jobs_settings,
         storage=storage,
-        submitter=Submitter(storage, announcements),  # type: ignore[arg-type]
+        submitter=Submitter(storage, announcements, Backlog.of(storage.database, jobs_settings)),  # type: ignore[arg-type]
         waiters=make_waiters(storage.database, safety_read_s=0.05),
         subscription=None,
         signer=UrlSigner.open(storage.settings.data_dir),

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, event
 from storage import journal, leases, runs, snapshots
 from storage.database import Database
 from storage.errors import ClaimLostError, RowNotFoundError
-from storage.journal import Operation, Refusal, Status
+from storage.journal import Amount, Operation, Refusal, Status
 from storage.leases import Lease
 from storage.payloads import Stored
 from storage.runs import Run
@@ -74,8 +74,7 @@ def test_an_accepted_operation_waits_with_its_payload(tx: Connection, run: Run) 
     assert operation.payload == Stored(inline=b"\x00\xff", size_bytes=2)
     assert (operation.status, operation.attempts, operation.outcome) == (Status.QUEUED, 0, Stored())
     assert operation.accepted_at == NOW
-    assert journal.count_open(tx) == journal.count_open(tx, account_id=run.account_id) == 1
-    assert journal.count_open(tx, account_id="another") == 0
+    assert journal.open_by_account(tx) == {run.account_id: Amount(1, 2)}
 
 
 def test_the_same_seq_again_gives_the_first_request_id_and_changes_nothing(tx: Connection, run: Run) -> None:
@@ -123,7 +122,7 @@ def test_a_refused_operation_is_failed_from_the_start_and_its_seq_is_used_up(tx:
     assert (operation.status, operation.error, operation.error_category) == (Status.FAILED, "change this", "user")
     assert operation.finished_at == NOW
     assert operation.failure_number is None
-    assert journal.count_open(tx) == 0
+    assert journal.open_by_account(tx) == {}
     assert [op.seq for op in journal.next_in_order(tx, run.id, after_seq=-1, limit=5)] == [0]
 
 
@@ -156,6 +155,31 @@ def test_failed_gradients_are_those_since_the_last_step_that_was_started(tx: Con
     complete(tx, step)
     # Then
     assert journal.failed_gradients(tx, run.id, before_seq=3) == [(2, 2)]
+
+
+def test_what_waits_is_counted_by_account_until_it_has_an_outcome(tx: Connection, run: Run) -> None:
+    # Given: three operations of one account, one of another
+    payload = Stored(inline=b"1234", size_bytes=4)
+    done, running, _ = [make_operation(tx, run, seq, "optim_step", payload=payload) for seq in range(3)]
+    others = make_run(tx, session=make_session(tx, make_account(tx, "others")))
+    make_operation(tx, others, 0, "optim_step", payload=payload)
+    # When
+    journal.start(tx, [done.id, running.id], worker_id="w", now=NOW)
+    complete(tx, done)
+    # Then
+    assert journal.open_by_account(tx) == {run.account_id: Amount(2, 8), others.account_id: Amount(1, 4)}
+
+
+def test_counting_what_waits_reads_an_index_of_just_that(tx: Connection, run: Run) -> None:
+    # Given
+    make_operation(tx, run, 0)
+    if tx.dialect.name != "sqlite":
+        tx.exec_driver_sql("SET LOCAL enable_seqscan = off")  # as it decides where there are many rows
+    # When
+    with _plans(tx) as plans:
+        journal.open_by_account(tx)
+    # Then
+    assert ["ix_operation_open " in plan for plan in plans] == [True]
 
 
 # ------------------------------------------------------------------------------------------------------ order and ends

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from jobs import operations
+from jobs.backlog import Backlog
 from jobs.operations import Failure, Kind
+from jobs.settings import JobsSettings
 from jobs.submit import Submitter
 from storage import journal, runs, uploads
 from storage.database import Database
@@ -37,7 +39,7 @@ def announced(database: Database) -> Announcements:
 
 @pytest.fixture
 def submitter(storage: Storage, announced: Announcements) -> Submitter:
-    return Submitter(storage, announced)  # type: ignore[arg-type]
+    return Submitter(storage, announced, Backlog.of(storage.database, JobsSettings()))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from jobs import operations
+from jobs.backlog import Backlog
 from jobs.operations import Body, Failure, Kind, LoraConfig, Outcome
+from jobs.settings import JobsSettings
 from jobs.submit import Submitter
 from storage import accounts, base_models, journal, leases, runs
 from storage.base_models import BaseModel, StoredFile
@@ -55,7 +57,7 @@ class Service:
         self.storage: Storage = open_storage(StorageSettings(data_dir=directory, inline_bytes_max=2048))
         migrate(self.storage.database)
         self.announced = Announced()
-        self.submitter = Submitter(self.storage, self.announced)  # type: ignore[arg-type]
+        self.submitter = Submitter(self.storage, self.announced, Backlog.of(self.storage.database, JobsSettings()))  # type: ignore[arg-type]
         self.session = self._make_session()
         self._add_model(model)
         self._num_runs = 0

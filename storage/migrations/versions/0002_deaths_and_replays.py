@@ -1,4 +1,4 @@
-"""What a worker's death is held against, and what replays have shown."""
+"""What a worker's death is held against, what replays have shown, and what waits, by account."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def upgrade() -> None:
         table.add_column(sa.Column("suspect", sa.Boolean(), nullable=False, server_default=sa.text("false")))
         table.add_column(sa.Column("alone", sa.Boolean(), nullable=False, server_default=sa.text("false")))
         table.add_column(sa.Column("blame", sa.Integer(), nullable=False, server_default="0"))
+    is_open = sa.text("finished_at IS NULL AND payload_bytes >= 0")
+    op.create_index(
+        "ix_operation_open",
+        "operation",
+        ["finished_at", "account_id", "payload_bytes"],
+        sqlite_where=is_open,
+        postgresql_where=is_open,
+    )
     with op.batch_alter_table("worker") as table:
         table.add_column(sa.Column("ended_by", sa.String(length=16)))
         table.add_column(sa.Column("num_replayed", sa.BigInteger(), nullable=False, server_default="0"))
@@ -29,6 +37,7 @@ def downgrade() -> None:
     with op.batch_alter_table("worker") as table:
         for column in ("tail_p95_ns", "num_replay_mismatches", "num_replayed", "ended_by"):
             table.drop_column(column)
+    op.drop_index("ix_operation_open", "operation")
     with op.batch_alter_table("operation") as table:
         for column in ("blame", "alone", "suspect"):
             table.drop_column(column)
