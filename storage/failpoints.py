@@ -2,7 +2,7 @@
 
 `PIECEWORK_FAILPOINTS` names a directory. A file there, named as a point, arms it; of all processes that come by, the
 first takes the file away and does what it says: `kill` (SIGKILL), `stop` (SIGSTOP, until somebody sends SIGCONT),
-`pause SECONDS`. What fired is left as `<point>.fired-<pid>`.
+`pause SECONDS`. A file named `<point>@<pid>` is for that process alone. What fired is left as `<point>.fired-<pid>`.
 
 Source of the idea: the failpoints of FreeBSD (fail(9)) and TiKV (fail-rs).
 """
@@ -76,10 +76,15 @@ def reach(point: Point) -> None:
 
 def _fire(directory: Path, point: Point) -> None:
     taken = directory / f"{point}.fired-{os.getpid()}"
-    with contextlib.suppress(FileNotFoundError):
-        (directory / point).rename(taken)  # of several processes one succeeds
-        action, _, argument = taken.read_text().strip().partition(" ")
-        if action == "pause":
-            time.sleep(float(argument))
-        else:
-            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[action])
+    for name in (f"{point}@{os.getpid()}", point):
+        with contextlib.suppress(FileNotFoundError):
+            (directory / name).rename(taken)  # of several processes one succeeds
+            _do(taken.read_text().strip())
+
+
+def _do(order: str) -> None:
+    action, _, argument = order.partition(" ")
+    if action == "pause":
+        time.sleep(float(argument))
+    else:
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[action])

@@ -1,6 +1,7 @@
-"""Fixtures that all tests share: real servers, started when the first test asks for one."""
+"""Fixtures that all tests share: a tiny base model, and real servers, started when the first test asks for one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,14 @@ from tests.servers import CephServer, PostgresServer, RabbitServer, ValkeyServer
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of ours."""
     parser.addoption("--object-store-url", help="run the object store's contract on this store instead of our own")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny random base model."""
+    from tests.tiny_model import write_tiny_model  # brings torch, which most tests do without
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,8 @@ import pytest
 import tinker
 
 from tests.setups.deployment import Deployment
-from tests.tiny_model import write_tiny_model
 
 SETUPS = ("embedded", "postgresql-rabbitmq-s3", "postgresql-redis-s3")
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a tiny random base model."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.processes) for name in SETUPS])

@@ -1,4 +1,7 @@
-"""The service as real processes, on either set-up: `piecework serve`, or its parts on servers of their own."""
+"""The service as real processes, on either set-up: `piecework serve`, or its parts on servers of their own.
+
+What dies is started again: embedded by the supervisor, elsewhere by a thread here, as an orchestrator would.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,29 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from api.cli import process_table
+from jobs.settings import JobsSettings
+from storage import failpoints
+from storage.failpoints import Point
+from storage.open import Storage, open_storage
+from storage.settings import StorageSettings
 
 PIECEWORK = (sys.executable, "-P", "-m", "api.cli")
 START_S = 120.0
 STOP_S = 60.0
 LOOK_S = 0.05
 MODEL = "tiny"
+_STORAGE_URLS = ("database_url", "object_store_url")
+PARTS = ("api", "worker", "scheduler")
 
 
 class Deployment:
@@ -31,9 +44,17 @@ class Deployment:
         directory: data directory and logs.
         urls: `PIECEWORK_…_URL`s of a deployed service; none: everything embedded.
         model: directory of the base model, served as `MODEL`.
+        settings: more variables of its processes.
     """
 
-    def __init__(self, directory: Path, model: Path, urls: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        model: Path,
+        urls: Mapping[str, str] | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -43,11 +64,18 @@ class Deployment:
         self._environment["PIECEWORK_CACHE_DIR"] = str(directory / "cache")
         # Nobody sees a worker die there but by its lease: a short one, so that the tests need not wait for long.
         self._environment |= {} if self._embedded else {"PIECEWORK_LEASE_S": "3", "PIECEWORK_SWEEP_S": "0.5"}
+        self._environment |= settings or {}
+        self._failpoints = directory / "failpoints"
+        self._failpoints.mkdir()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
         self.command("models", "add", str(model), "--name", MODEL)
-        self.command("accounts", "create", "tests", "--json")
-        self.api_key = str(self.command_json("keys", "create", "--account", "tests")["api_key"])
-        self._start()
+        self.api_key = self.create_account("tests")
+        self._environment[failpoints.VARIABLE] = str(self._failpoints)
+        self.start()
+        if not self._embedded:
+            threading.Thread(target=self._start_what_dies, daemon=True).start()
 
     def command(self, *arguments: str) -> str:
         """Output of a `piecework` command that must succeed."""
@@ -66,27 +94,104 @@ class Deployment:
         """What a command prints for programs."""
         return json.loads(self.command(*arguments, "--json"))
 
-    def worker_pid(self) -> int:
-        """The pid of the worker process."""
+    def create_account(self, name: str) -> str:
+        """Make an account; returns an API key of it."""
+        self.command("accounts", "create", name, "--json")
+        return str(self.command_json("keys", "create", "--account", name)["api_key"])
+
+    @contextlib.contextmanager
+    def storage(self) -> Iterator[Storage]:
+        """The service's rows and objects, as its own processes see them."""
+        names = {name: self._environment.get(f"PIECEWORK_{name.upper()}", "") for name in _STORAGE_URLS}
+        opened = open_storage(StorageSettings(data_dir=self.directory / "data", **names))
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    def broker_url(self) -> str:
+        """Where its messages go."""
+        return JobsSettings(
+            data_dir=self.directory / "data", broker_url=self._environment.get("PIECEWORK_BROKER_URL", "")
+        ).resolved_broker_url()
+
+    # ------------------------------------------------------------------------------------------------ killing things
+
+    def pids(self, role: str) -> list[int]:
+        """The processes of a role: api, worker, scheduler; embedded also supervisor and broker."""
         if not self._embedded:
-            return self._children["worker"].pid
-        processes = self.command_json("status")["processes"]
-        return next(int(process["pid"]) for process in processes if process["role"] == "worker")
+            return [child.pid for name, child in self._children.items() if name == role]
+        return [process.pid for process in process_table.read(self.directory / "data") if process.role == role]
+
+    def kill(self, role: str) -> None:
+        """SIGKILL to all processes of a role; they are started again."""
+        for pid in self._wait_for_pids(role):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def stop(self, role: str) -> None:
+        """SIGSTOP to all processes of a role."""
+        for pid in self._wait_for_pids(role):
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self, role: str) -> None:
+        """SIGCONT to all processes of a role."""
+        for pid in self.pids(role):
+            os.kill(pid, signal.SIGCONT)
 
     def kill_worker(self) -> None:
-        """SIGKILL; the embedded supervisor starts another by itself, elsewhere this does."""
-        os.kill(self.worker_pid(), signal.SIGKILL)
-        if not self._embedded:
-            self._children["worker"].wait()
-            self._launch("worker", "worker")
+        """SIGKILL; another is started."""
+        self.kill("worker")
+
+    def kill_everything(self) -> None:
+        """SIGKILL to every process at once; nothing is started again until `start`."""
+        with self._lock:
+            family = [relative for child in self._children.values() for relative in _family(child.pid)]
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            for child in self._children.values():
+                child.wait()
+            self._children.clear()
+        psutil.wait_procs(family, STOP_S)
+
+    def arm(self, point: Point, action: str = "kill", *, pid: int | None = None) -> None:
+        """Have the first process that comes by a point, or that process alone, be killed, stopped or held up there."""
+        name = point if pid is None else f"{point}@{pid}"
+        draft = self._failpoints / f"{name}.draft"
+        draft.write_text(action)
+        draft.rename(self._failpoints / name)
+
+    def fired(self, point: Point) -> int:
+        """Wait until a process has come by an armed point; returns its pid."""
+        deadline = time.monotonic() + START_S
+        while not (found := list(self._failpoints.glob(f"{point}.fired-*"))):
+            assert time.monotonic() < deadline, f"nobody came by {point}:\n{self.log()[-4000:]}"
+            time.sleep(LOOK_S)
+        pid = int(found[0].name.rpartition("-")[2])
+        found[0].unlink()
+        return pid
+
+    def disarm(self) -> None:
+        """Take all points back."""
+        for file in self._failpoints.iterdir():
+            file.unlink(missing_ok=True)
 
     def start_worker(self, name: str) -> int:
         """One more worker; returns its pid."""
         return self._launch(name, "worker").pid
 
+    def end_child(self, name: str) -> None:
+        """SIGKILL one part for good."""
+        with self._lock:
+            child = self._children.pop(name)
+        child.kill()
+        child.wait()
+
     def stop_child(self, name: str) -> int:
         """SIGTERM one part and wait for its end; returns its exit status."""
-        child = self._children.pop(name)
+        with self._lock:
+            child = self._children.pop(name)
         child.terminate()
         return child.wait(STOP_S)
 
@@ -97,6 +202,8 @@ class Deployment:
 
     def close(self) -> None:
         """Stop everything, and make sure that nothing is left."""
+        self._closing.set()
+        self._lock.acquire()
         family = [relative for child in self._children.values() for relative in _family(child.pid)]
         for child in self._children.values():
             child.terminate()
@@ -108,13 +215,17 @@ class Deployment:
             process.kill()
         assert not left, f"still running after SIGTERM: {left}\n{self.log()[-4000:]}"
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start all parts and wait until operations are accepted."""
         if self._embedded:
             self._launch("serve", "serve", "--host", "127.0.0.1", "--port", str(self.port))
         else:
-            self._launch("api", "api", "--host", "127.0.0.1", "--port", str(self.port))
-            self._launch("worker", "worker")
-            self._launch("scheduler", "scheduler")
+            for part in PARTS:
+                self._launch_part(part)
+        self.wait_until_healthy()
+
+    def wait_until_healthy(self) -> None:
+        """Return once operations are accepted."""
         deadline = time.monotonic() + START_S
         while not self._is_healthy():
             ended = [name for name, child in self._children.items() if child.poll() is not None]
@@ -128,6 +239,25 @@ class Deployment:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+    def _wait_for_pids(self, role: str) -> list[int]:
+        """The processes of a role, once there is one: a process that was killed may not have been replaced yet."""
+        deadline = time.monotonic() + START_S
+        while not (pids := self.pids(role)):
+            assert time.monotonic() < deadline, f"no {role} is started:\n{self.log()[-4000:]}"
+            time.sleep(LOOK_S)
+        return pids
+
+    def _start_what_dies(self) -> None:
+        while not self._closing.wait(LOOK_S):
+            with self._lock:
+                dead = [name for name, child in self._children.items() if name in PARTS and child.poll() is not None]
+                for name in dead:
+                    self._launch_part(name)
+
+    def _launch_part(self, name: str) -> None:
+        address = ("--host", "127.0.0.1", "--port", str(self.port)) if name == "api" else ()
+        self._launch(name, name, *address)
 
     def _launch(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.directory / f"{name}.log").open("ab") as log:

@@ -12,16 +12,9 @@ import pytest
 import tinker
 
 from tests.setups.deployment import MODEL, Deployment
-from tests.tiny_model import write_tiny_model
 
 PROTOBUF = "application/x-protobuf"
 TIMEOUT_S = 60.0
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a tiny random base model."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

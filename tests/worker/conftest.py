@@ -8,16 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures import clock, database, migrated_sqlite, storage
-from tests.tiny_model import write_tiny_model
 from tests.worker.harness import Engine, Service
 
 __all__ = ["clock", "database", "migrated_sqlite", "storage"]
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a tiny random base model."""
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -1,0 +1,83 @@
+"""Services of real processes that the promises' tests share: starting one takes longer than most tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import tinker
+
+from tests.promises.kit import PatientWire, billed
+from tests.setups.deployment import Deployment
+from tests.wire.conftest import TIMEOUT_S
+
+SHORT_LEASES = {"PIECEWORK_LEASE_S": "3", "PIECEWORK_SWEEP_S": "0.5"}
+SMALL_ROWS = {"PIECEWORK_INLINE_BYTES_MAX": "1500"}
+"""So that payloads and results of the program lie in the object store, those of an optimizer step in the row."""
+
+Connect = Callable[..., PatientWire]
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
+    """`piecework serve`, with short leases."""
+    directory = tmp_path_factory.mktemp("embedded")
+    deployed = Deployment(directory, tiny_model, settings={**SHORT_LEASES, **SMALL_ROWS})
+    yield deployed
+    deployed.close()
+
+
+@pytest.fixture
+def service(embedded: Deployment) -> Iterator[Deployment]:
+    """The embedded service, healthy, and with no point armed."""
+    embedded.wait_until_healthy()
+    yield embedded
+    embedded.disarm()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(embedded: Deployment) -> tuple[list[Any], list[list[tuple[Any, ...]]]]:
+    """Results and amounts billed of the program, operation by operation, when nothing happens to it."""
+    with _connecting() as connect:
+        wire = connect(embedded)
+        run = wire.run()
+        results = wire.run_program(run)
+    return results, [operation.amounts for operation in billed(embedded, run=run)[1:]]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Opens sessions: `connect(deployment)`, with another account's key `connect(deployment, api_key)`."""
+    with _connecting() as connect:
+        yield connect
+
+
+@contextlib.contextmanager
+def _connecting() -> Iterator[Connect]:
+    with contextlib.ExitStack() as opened:
+
+        def connect(deployment: Deployment, api_key: str = "") -> PatientWire:
+            headers = {"X-API-Key": api_key or deployment.api_key}
+            http = opened.enter_context(httpx.Client(base_url=deployment.url, headers=headers, timeout=TIMEOUT_S))
+            body = {"tags": [], "user_metadata": {}, "sdk_version": "0.38.0", "type": "create_session"}
+            session = PatientWire(http, "").post("create_session", body).json()["session_id"]
+            return PatientWire(http, session)
+
+        yield connect
+
+
+@pytest.fixture
+def wire(service: Deployment, connect: Connect) -> PatientWire:
+    """A session on the embedded service."""
+    return connect(service)
+
+
+@pytest.fixture
+def client(service: Deployment) -> Iterator[tinker.ServiceClient]:
+    """The official SDK, connected to the embedded service."""
+    with tinker.ServiceClient(base_url=service.url, api_key=service.api_key) as connected:
+        yield connected
