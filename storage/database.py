@@ -23,6 +23,11 @@ from storage.errors import DatabaseUnavailableError
 
 SQLITE_BUSY_S = 30.0
 SQLITE_RETRY_S = 0.005
+POSTGRES_IDLE_S = 10.0
+"""A process that stands still in the middle of a transaction holds what it has locked no longer than this.
+
+The locks of one that was stopped, or that a network has cut off, would otherwise keep its runs from being taken over.
+"""
 READ_ONLY_SQLSTATE = "25006"
 
 
@@ -43,13 +48,7 @@ class Database:
         if self.is_sqlite:
             self.engine = _sqlite_engine(parsed, sqlite_synchronous)
         else:
-            self.engine = sqlalchemy.create_engine(
-                parsed,
-                pool_size=pool_size,
-                max_overflow=2 * pool_size,
-                pool_pre_ping=True,
-                isolation_level="READ COMMITTED",
-            )
+            self.engine = _postgres_engine(parsed, pool_size)
         self.url_without_password = parsed.render_as_string(hide_password=True)
 
     @contextlib.contextmanager
@@ -102,6 +101,20 @@ class Database:
             if getattr(error.orig, "sqlstate", None) == READ_ONLY_SQLSTATE:
                 self.engine.dispose()  # connections to a server that leads no more: the next ones find the new leader
             raise DatabaseUnavailableError(self.url_without_password, str(error.orig)) from error
+
+
+def _postgres_engine(url: sqlalchemy.URL, pool_size: int) -> sqlalchemy.Engine:
+    engine = sqlalchemy.create_engine(
+        url, pool_size=pool_size, max_overflow=2 * pool_size, pool_pre_ping=True, isolation_level="READ COMMITTED"
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {int(POSTGRES_IDLE_S * 1000)}")
+        connection.commit()
+
+    return engine
 
 
 def _sqlite_engine(url: sqlalchemy.URL, synchronous: str) -> sqlalchemy.Engine:

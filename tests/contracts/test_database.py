@@ -202,6 +202,32 @@ def test_a_connection_that_is_cut_in_mid_transaction_counts_as_unavailable(fresh
     database.close()
 
 
+@pytest.mark.servers
+def test_a_transaction_that_stands_still_lets_go_of_what_it_locked(
+    fresh_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process that stands still in a transaction, as one that was stopped does
+    monkeypatch.setattr("storage.database.POSTGRES_IDLE_S", 0.5)
+    database = Database(fresh_database_url)
+    migrate(database)
+    with database.begin() as tx:
+        make_account(tx)
+    standing = database.engine.connect()
+    standing.execute(sqlalchemy.update(tables.account).values(name="old"))
+
+    # when another changes the same row
+    with database.begin() as tx:
+        tx.execute(sqlalchemy.update(tables.account).values(name="new"))
+
+    # then it waits for moments only, and the first one's change is gone
+    with pytest.raises(sqlalchemy.exc.DBAPIError, match="idle-in-transaction"):
+        standing.commit()
+    standing.close()
+    with database.read() as tx:
+        assert tx.execute(sqlalchemy.select(tables.account.c.name)).scalars().all() == ["new"]
+    database.close()
+
+
 def test_a_row_that_is_refused_does_not_count_as_unavailable(database: Database) -> None:
     with pytest.raises(sqlalchemy.exc.IntegrityError), database.begin() as tx:
         tx.execute(sqlalchemy.insert(tables.account).values(id="a", name=None, created_at=NOW))

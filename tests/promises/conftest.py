@@ -12,6 +12,7 @@ import pytest
 import tinker
 
 from tests.promises.kit import PatientWire, billed
+from tests.servers import CephServer, PostgresServer, RabbitServer
 from tests.setups.deployment import Deployment
 from tests.wire.conftest import TIMEOUT_S
 
@@ -27,6 +28,25 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iter
     """`piecework serve`, with short leases."""
     directory = tmp_path_factory.mktemp("embedded")
     deployed = Deployment(directory, tiny_model, settings={**SHORT_LEASES, **SMALL_ROWS})
+    yield deployed
+    deployed.close()
+
+
+@pytest.fixture(scope="session")
+def deployed(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Path,
+    postgres: PostgresServer,
+    s3: CephServer,
+    rabbitmq: RabbitServer,
+) -> Iterator[Deployment]:
+    """Its parts on PostgreSQL, RabbitMQ and an S3 server, with short leases too."""
+    urls = {
+        "PIECEWORK_DATABASE_URL": postgres.create_database(),
+        "PIECEWORK_BROKER_URL": rabbitmq.create_virtual_host(),
+        "PIECEWORK_OBJECT_STORE_URL": s3.create_bucket(),
+    }
+    deployed = Deployment(tmp_path_factory.mktemp("deployed"), tiny_model, urls, settings=SMALL_ROWS)
     yield deployed
     deployed.close()
 

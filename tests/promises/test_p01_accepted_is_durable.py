@@ -71,12 +71,12 @@ def test_what_an_api_wrote_down_before_it_was_killed_completes_without_a_retry(
 def test_a_broker_that_restarts_empty_loses_no_operation(
     service: Deployment, wire: PatientWire, undisturbed: Undisturbed
 ) -> None:
-    # given operations of a run that no worker has heard of yet
+    # given operations that are announced to a worker which has died
     run = wire.run()
-    service.stop("worker")
+    service.kill("worker")
     request_ids = [wire.submit_seq(run, seq) for seq in PROGRAM]
 
-    # when the broker forgets its messages and is killed, and the workers come back
+    # when the broker forgets its messages and is killed
     broker = JobsSettings(data_dir=service.directory / "data").broker_socket()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(broker))
@@ -84,7 +84,6 @@ def test_a_broker_that_restarts_empty_loses_no_operation(
         assert connection.recv(64).startswith(b"+OK")
     service.kill("broker")
     wait_until(lambda: ping(broker), "the broker is back", service)
-    service.resume("worker")
 
     # then all operations complete
     assert [wire.result(request_id) for request_id in request_ids] == undisturbed[0]
@@ -95,7 +94,7 @@ def test_after_the_death_of_everything_at_once_the_work_goes_on_by_itself(
 ) -> None:
     # given a run in mid-training, with operations that have a request id and no outcome
     run = wire.run()
-    service.arm(Point.TURN_COMPUTED, "stop")
+    service.arm(Point.TURN_COMPUTED, "pause 3600")
     request_ids = [wire.submit_seq(run, seq) for seq in PROGRAM]
     service.fired(Point.TURN_COMPUTED)
 

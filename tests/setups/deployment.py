@@ -129,16 +129,6 @@ class Deployment:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def stop(self, role: str) -> None:
-        """SIGSTOP to all processes of a role."""
-        for pid in self._wait_for_pids(role):
-            os.kill(pid, signal.SIGSTOP)
-
-    def resume(self, role: str) -> None:
-        """SIGCONT to all processes of a role."""
-        for pid in self.pids(role):
-            os.kill(pid, signal.SIGCONT)
-
     def kill_worker(self) -> None:
         """SIGKILL; another is started."""
         self.kill("worker")
@@ -178,8 +168,8 @@ class Deployment:
             file.unlink(missing_ok=True)
 
     def start_worker(self, name: str) -> int:
-        """One more worker; returns its pid."""
-        return self._launch(name, "worker").pid
+        """One more worker, whose id is its name; returns its pid."""
+        return self._launch(name, "worker", settings={"PIECEWORK_WORKER_ID": name}).pid
 
     def end_child(self, name: str) -> None:
         """SIGKILL one part for good."""
@@ -199,6 +189,12 @@ class Deployment:
         """Everything that the processes have logged."""
         files = sorted(self.directory.rglob("*.log"))
         return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')}" for file in files)
+
+    def events(self, name: str, **fields: object) -> list[dict[str, Any]]:
+        """What the processes have logged of this name, with these fields among others."""
+        lines = (line for line in self.log().splitlines() if line.startswith("{") and f'"{name}"' in line)
+        found = (json.loads(line) for line in lines)
+        return [event for event in found if event.get("event") == name and fields.items() <= event.items()]
 
     def close(self) -> None:
         """Stop everything, and make sure that nothing is left."""
@@ -259,10 +255,13 @@ class Deployment:
         address = ("--host", "127.0.0.1", "--port", str(self.port)) if name == "api" else ()
         self._launch(name, name, *address)
 
-    def _launch(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _launch(self, name: str, *arguments: str, settings: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         with (self.directory / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
-                [*PIECEWORK, *arguments], env=self._environment, stdout=log, stderr=subprocess.STDOUT
+                [*PIECEWORK, *arguments],
+                env={**self._environment, **(settings or {})},
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         self._children[name] = child
         return child
