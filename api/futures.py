@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+import structlog
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import Connection
 
@@ -13,10 +14,20 @@ from api.errors import GoneError
 from api.services import Services
 from api.wire import json_results, results
 from jobs import operations
-from jobs.operations import ForwardBackwardOutcome, Kind, Outcome, SampleOutcome
+from jobs.operations import (
+    Category,
+    Failure,
+    ForwardBackwardOutcome,
+    Kind,
+    Outcome,
+    SampleOutcome,
+    UnreadableOperationError,
+)
 from storage import journal, workers
-from storage.errors import ObjectNotFoundError
+from storage.errors import DamagedObjectError, ObjectNotFoundError
 from storage.journal import Operation, Status
+
+log = structlog.get_logger()
 
 REFUSAL_HELD_BACK_S = 0.25
 WORKER_SILENT_S = 60.0
@@ -99,4 +110,7 @@ def _outcome(services: Services, operation: Operation) -> Outcome:
         outcome: Outcome = operations.decode(services.storage.payloads.get(operation.outcome))
     except ObjectNotFoundError as error:
         raise GoneError(expired) from error
+    except (DamagedObjectError, UnreadableOperationError) as error:
+        log.error("outcome_unreadable", request=operation.request_id, error=str(error))
+        return Failure("the operation took effect, but its stored result is damaged", Category.SERVER)
     return outcome

@@ -79,9 +79,10 @@ def publish(
     if before is not None and not overwrite:
         raise CheckpointExistsError(f"{path} exists already; save under another name or with overwrite=True")
     _remove_row(tx, path)
-    keys = {object_key: size_bytes} | {file["key"]: file["size"] for file in files.values()}
-    for key, size in keys.items():
-        uploads.reference(tx, key, size_bytes=size)
+    stored: dict[str, Mapping[str, Any]] = {object_key: {"size": size_bytes}}
+    stored |= {file["key"]: file for file in files.values()}
+    for key, file in stored.items():
+        uploads.reference(tx, key, size_bytes=file["size"], sha256=file.get("sha256"))
     tx.execute(
         insert(_table).values(
             account_id=account_id,

@@ -2,6 +2,7 @@
 
     StorageError
     ├── ObjectNotFoundError           no object lies under the key
+    ├── DamagedObjectError            what lies under the key is not what was written
     ├── InvalidObjectKeyError         the key itself is refused, whatever lies there
     ├── ObjectStoreRefusedError       wrong credentials, no such bucket, not permitted: needs an operator
     ├── ObjectStoreUnavailableError   unreachable, overloaded, disk full: trying again may help
@@ -33,6 +34,14 @@ class ObjectNotFoundError(StorageError):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"no object lies under the key {key!r}")
+        self.key = key
+
+
+class DamagedObjectError(StorageError):
+    """An object's bytes do not match their checksum."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the object {key!r} is damaged: its bytes do not match its checksum")
         self.key = key
 
 

@@ -1,24 +1,36 @@
-"""Bytes of payloads and outcomes: inline in the row when small, else an object that the row names (claim check)."""
+"""Bytes of payloads and outcomes: inline in the row when small, else an object that the row names (claim check).
+
+Objects are put with a checksum and verified when they are read: damage is found before anything is computed on it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import BinaryIO, cast
 
 from sqlalchemy import Connection
 
 from storage import failpoints, uploads
+from storage.checksums import INLINE_BYTES, PiecesReader, RunningChecksum, checksum, size_of
 from storage.database import Database
+from storage.errors import DamagedObjectError
 from storage.failpoints import Point
 from storage.objects import ObjectStore
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where bytes are: `inline`, or under an object `key`; neither if there are none."""
+    """Where bytes are: `inline`, or under an object `key`; neither if there are none.
+
+    Attributes:
+        sha256: of an object that was just put; `name` writes it down.
+    """
 
     inline: bytes | None = None
     key: str | None = None
     size_bytes: int = 0
+    sha256: str | None = None
 
 
 class PayloadStore:
@@ -36,29 +48,59 @@ class PayloadStore:
         """Store bytes, under the fresh `key` if they are too large for a row. Call `name` in the row's transaction."""
         if len(data) <= self._inline_bytes_max:
             return Stored(inline=data, size_bytes=len(data))
-        self.put_object(data, key)
-        return Stored(key=key, size_bytes=len(data))
+        return Stored(key=key, size_bytes=len(data), sha256=self.put_object(data, key))
 
-    def put_object(self, data: bytes, key: str) -> None:
-        """Announce and put an object, whatever its size."""
+    def put_object(self, data: bytes, key: str) -> str:
+        """Announce and put an object, whatever its size; returns its checksum."""
+        if len(data) >= INLINE_BYTES:
+            return self.put_pieces([data], key)
+        self._announce(key)
+        self._objects.put(key, data)
+        failpoints.reach(Point.UPLOAD_PUT)
+        return checksum(data)
+
+    def put_pieces(self, pieces: Sequence[bytes | memoryview], key: str) -> str:
+        """Announce and put an object that lies in memory in pieces, without joining them; returns its checksum."""
+        self._announce(key)
+        with RunningChecksum() as running:
+            stream = cast(BinaryIO, PiecesReader(pieces, running))
+            self._objects.put(key, stream, size_bytes=size_of(pieces))
+            sha256 = running.hexdigest()
+        failpoints.reach(Point.UPLOAD_PUT)
+        return sha256
+
+    def _announce(self, key: str) -> None:
         failpoints.reach(Point.UPLOAD_BEGUN)
         with self._database.begin() as tx:
             now = self._database.now(tx)
             expires_at = self._database.after(tx, self._upload_expiry_s)
             uploads.announce(tx, key, now=now, expires_at=expires_at)
         failpoints.reach(Point.UPLOAD_ANNOUNCED)
-        self._objects.put(key, data)
-        failpoints.reach(Point.UPLOAD_PUT)
 
     def get(self, stored: Stored) -> bytes:
         """The bytes.
 
         Raises:
             ObjectNotFoundError: the object is gone.
+            DamagedObjectError: it is not what was put.
         """
         if stored.key is not None:
-            return self._objects.get(stored.key)
+            return self.get_object(stored.key)
         return stored.inline or b""
+
+    def get_object(self, key: str) -> bytes:
+        """A named object, held against the checksum it was named with.
+
+        Raises:
+            ObjectNotFoundError: the object is gone.
+            DamagedObjectError: it is not what was put.
+        """
+        with self._database.read() as tx:
+            expected = uploads.find_checksum(tx, key)
+        data = self._objects.get(key)
+        if expected is not None and checksum(data) != expected:
+            raise DamagedObjectError(key)
+        return data
 
 
 def name(tx: Connection, stored: Stored) -> None:
@@ -68,4 +110,4 @@ def name(tx: Connection, stored: Stored) -> None:
         UploadGoneError: the upload expired; store the bytes again.
     """
     if stored.key is not None:
-        uploads.reference(tx, stored.key, size_bytes=stored.size_bytes)
+        uploads.reference(tx, stored.key, size_bytes=stored.size_bytes, sha256=stored.sha256)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, delete, insert, select
 
 from storage import leases, tables, uploads
+from storage.checksums import RunningChecksum
 from storage.errors import LeaseLostError
 from storage.leases import Lease
+from storage.objects import ObjectStore
 
 KEPT = 2
 
@@ -33,12 +34,24 @@ class DamagedSnapshotError(Exception):
 
 
 def add(
-    tx: Connection, lease: Lease, *, seq: int, object_key: str, data_sha256: str, size_bytes: int, now: datetime
+    tx: Connection,
+    lease: Lease,
+    *,
+    seq: int,
+    object_key: str,
+    data_sha256: str,
+    size_bytes: int,
+    now: datetime,
+    damaged: Collection[int] = (),
 ) -> None:
     """Name a stored snapshot, unless the lease was lost, and let the ones no longer needed go.
 
     One of the same `seq` is replaced: its bytes may be damaged, those of the new object were made just now. Naming the
     same object again, after a commit whose answer was lost, changes nothing.
+
+    Args:
+        damaged: snapshots (`seq`s) that were found damaged. They go first: as long as one of them counted as the second
+            newest, what a replay from the one before it needs would not be kept.
 
     Raises:
         LeaseLostError: a later epoch exists.
@@ -50,8 +63,9 @@ def add(
     if known is not None and known.object_key == object_key:
         return
     uploads.reference(tx, object_key, size_bytes=size_bytes)
-    if known is not None:
-        _remove(tx, known)
+    for unusable in newest_first(tx, lease.run_id):
+        if unusable.seq == seq or unusable.seq in damaged:
+            _remove(tx, unusable)
     tx.execute(
         insert(tables.snapshot).values(
             run_id=lease.run_id,
@@ -85,18 +99,18 @@ def newest_seq(tx: Connection, run_id: str) -> int | None:
     return snapshots[0].seq if snapshots else None
 
 
-def verify(snapshot: Snapshot, data: bytes) -> None:
-    """Compare bytes with the checksum.
+def read(objects: ObjectStore, snapshot: Snapshot) -> Generator[bytes, None, None]:
+    """A snapshot's bytes in chunks. Nothing of them may be believed before the generator has ended without an error.
 
     Raises:
-        DamagedSnapshotError: they differ.
+        ObjectNotFoundError: it is gone; raised with the first chunk.
+        DamagedSnapshotError: the bytes are not those that were written; raised after the last chunk.
     """
-    if checksum(data) != snapshot.sha256:
-        raise DamagedSnapshotError(
-            f"snapshot {snapshot.object_key} of run {snapshot.run_id} does not match its checksum"
-        )
-
-
-def checksum(data: bytes) -> str:
-    """SHA-256 in hex."""
-    return hashlib.sha256(data).hexdigest()
+    with RunningChecksum() as running:
+        for chunk in objects.stream(snapshot.object_key):
+            running.update(chunk)
+            yield chunk
+        if running.hexdigest() != snapshot.sha256:
+            raise DamagedSnapshotError(
+                f"snapshot {snapshot.object_key} of run {snapshot.run_id} does not match its checksum"
+            )

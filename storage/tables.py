@@ -262,6 +262,7 @@ stored_object = Table(
     Column("key", String(1024), primary_key=True),
     Column("state", String(16), nullable=False),
     Column("size_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("sha256", String(64)),  # null: nobody verifies it by this row
     Column("created_at", Timestamp, nullable=False),
     Column("expires_at", Timestamp),
     Index("ix_stored_object_state_expires", "state", "expires_at"),
@@ -283,6 +284,7 @@ worker = Table(
     Column("num_replayed", BigInteger, nullable=False, server_default="0"),
     Column("num_replay_mismatches", BigInteger, nullable=False, server_default="0"),
     Column("tail_p95_ns", BigInteger, nullable=False, server_default="0"),  # device time a death would replay
+    Column("num_damaged_snapshots", BigInteger, nullable=False, server_default="0"),
 )
 
 usage_record = Table(

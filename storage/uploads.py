@@ -31,8 +31,11 @@ def announce(tx: Connection, key: str, *, now: datetime, expires_at: datetime) -
     tx.execute(insert(tables.stored_object).values(key=key, state=UPLOAD, created_at=now, expires_at=expires_at))
 
 
-def reference(tx: Connection, key: str, *, size_bytes: int) -> None:
+def reference(tx: Connection, key: str, *, size_bytes: int, sha256: str | None = None) -> None:
     """Name an announced object, in the transaction of the row that needs it.
+
+    Args:
+        sha256: checksum that whoever reads the object is to find; None is not verified here.
 
     Raises:
         UploadGoneError: the announcement expired; upload again under a new key.
@@ -41,10 +44,17 @@ def reference(tx: Connection, key: str, *, size_bytes: int) -> None:
     changed = tx.execute(
         update(row)
         .where(row.c.key == key, row.c.state == UPLOAD)
-        .values(state=REFERENCED, size_bytes=size_bytes, expires_at=None)
+        .values(state=REFERENCED, size_bytes=size_bytes, sha256=sha256, expires_at=None)
     )
     if changed.rowcount != 1:
         raise UploadGoneError(key)
+
+
+def find_checksum(tx: Connection, key: str) -> str | None:
+    """The checksum that an object was named with; None if it has none, or nothing names it."""
+    row = tables.stored_object.c
+    found: str | None = tx.execute(select(row.sha256).where(row.key == key)).scalar_one_or_none()
+    return found
 
 
 def release(tx: Connection, *keys: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from storage import rows, tables
 
@@ -24,7 +24,8 @@ class Worker:
         ended_by: how it ended (`suspects.Cause`), as far as is known.
         num_replayed: operations it has executed again after taking a run over.
         num_replay_mismatches: those of them whose outcome was not the one on record.
-        tail_p95_ns: device time that a death would have made others replay, 95th percentile.
+        tail_p95_ns: device time that a death would have made others replay, 95th percentile of its latest commits.
+        num_damaged_snapshots: snapshots it could not use.
     """
 
     id: str
@@ -40,6 +41,18 @@ class Worker:
     num_replayed: int
     num_replay_mismatches: int
     tail_p95_ns: int
+    num_damaged_snapshots: int
+
+
+@dataclass
+class Work:
+    """What a worker has done since it last said so; fields as those of `Worker`."""
+
+    busy_ns: int = 0
+    overhead_ns: int = 0
+    num_replayed: int = 0
+    num_replay_mismatches: int = 0
+    num_damaged_snapshots: int = 0
 
 
 def register(tx: Connection, *, worker_id: str, host: str, pid: int, device: str, now: datetime) -> None:
@@ -54,13 +67,11 @@ def record_seen(tx: Connection, worker_id: str, *, now: datetime) -> None:
     tx.execute(update(_table).where(_table.c.id == worker_id).values(seen_at=now))
 
 
-def add_busy(tx: Connection, worker_id: str, *, busy_ns: int, overhead_ns: int) -> None:
-    """Add device time of a turn."""
-    tx.execute(
-        update(_table)
-        .where(_table.c.id == worker_id)
-        .values(busy_ns=_table.c.busy_ns + busy_ns, overhead_ns=_table.c.overhead_ns + overhead_ns)
-    )
+def add_work(tx: Connection, worker_id: str, work: Work, *, tail_p95_ns: int) -> None:
+    """Add what was done in a turn."""
+    sums = {_table.c[name]: _table.c[name] + number for name, number in asdict(work).items() if number}
+    changed = update(_table).where(_table.c.id == worker_id).values({**sums, _table.c.tail_p95_ns: tail_p95_ns})
+    tx.execute(changed)
 
 
 def record_stopped(tx: Connection, worker_id: str, *, ended_by: str, now: datetime) -> None:
@@ -79,3 +90,23 @@ def list_workers(tx: Connection, *, seen_after: datetime) -> Sequence[Worker]:
     """Workers that run and were seen since."""
     query = select(_table).where(_table.c.seen_at > seen_after, _table.c.stopped_at.is_(None))
     return [Worker(**row._mapping) for row in tx.execute(query.order_by(_table.c.started_at))]
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """What no worker should ever see, counted over all workers there have been.
+
+    Attributes:
+        replay_mismatches: operations computed again whose outcome was not the one on record.
+        damaged_snapshots: snapshots that could not be used.
+    """
+
+    replay_mismatches: int
+    damaged_snapshots: int
+
+
+def count_alarms(tx: Connection) -> Alarms:
+    """Sums over all workers."""
+    columns = (_table.c.num_replay_mismatches, _table.c.num_damaged_snapshots)
+    row = tx.execute(select(*(func.coalesce(func.sum(column), 0) for column in columns))).one()
+    return Alarms(int(row[0]), int(row[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from storage.journal import Operation
 from storage.leases import Lease
 from storage.runs import Run
 from worker.engine.run_state import RunState
+from worker.replay_tail import ReplayTail
 from worker.residency import ResidentModel
 
 
@@ -39,8 +41,12 @@ class ActiveRun:
         gradients_failed: whether a `forward_backward` since the last `optim_step` has failed.
         pending: I/O that the operation at the head of the queue waits for: weights being stored or loaded.
         snapshot_seq: state that the newest snapshot holds; -1 before the first.
+        damaged: snapshots (`seq`s) that could not be used; they go when the next one is stored.
         writing: whether a snapshot is being uploaded.
-        write_after: monotonic time before which the next snapshot is not begun; grows while uploads fail.
+        tail: what a death would make others compute again.
+        held: whether it waits for its upload, since its tail is as long as it may be.
+        write_began_at, write_after: monotonic time of the last upload's begin, and before which the next is not begun;
+            the latter grows while uploads fail.
         void: the lease was lost; nothing of this may be used any more.
     """
 
@@ -54,7 +60,11 @@ class ActiveRun:
     queue: deque[Queued] = field(default_factory=deque)
     gradients_failed: bool = False
     pending: Future[Any] | None = None
+    damaged: Sequence[int] = ()
     writing: bool = False
+    tail: ReplayTail = field(default_factory=ReplayTail)
+    held: bool = False
+    write_began_at: float = 0.0
     write_after: float = 0.0
     write_failures: int = 0
     void: bool = False

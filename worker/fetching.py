@@ -10,7 +10,7 @@ import structlog
 from jobs import operations
 from jobs.operations import Category, Failure
 from storage import journal
-from storage.errors import ObjectNotFoundError, StorageError
+from storage.errors import DamagedObjectError, ObjectNotFoundError, StorageError
 from storage.journal import Operation, Status
 from storage.open import Storage
 from worker.active_run import ActiveRun, Queued
@@ -57,6 +57,6 @@ class OperationFetcher:
             return Queued(operation, None)
         try:
             return Queued(operation, operations.decode(self._storage.payloads.get(operation.payload)))
-        except (ObjectNotFoundError, ValueError) as error:
+        except (ObjectNotFoundError, DamagedObjectError, ValueError) as error:
             log.error("payload_unreadable", request=operation.request_id, error=str(error))
             return Queued(operation, None, Failure(f"what was submitted cannot be read: {error}", Category.SERVER))

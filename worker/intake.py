@@ -65,6 +65,8 @@ class RunIntake:
 
     def _take_over(self, run_id: str) -> bool:
         roster = self._engine.roster
+        if roster.pauses(run_id):
+            return False  # the sweeper announces it again
         try:
             run, lease = takeover.acquire(
                 self._storage, run_id, worker_id=self._worker_id, lease_s=self._settings.lease_s
@@ -79,7 +81,7 @@ class RunIntake:
         try:
             roster.arrive(self._fetch(run, lease))
         except Exception as error:
-            roster.forget(lease, str(error))
+            roster.forget(lease, error)
             takeover.give_up(self._storage, lease)
             raise
         return True

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from storage import failpoints, journal, leases, workers
-from storage.errors import DatabaseUnavailableError, StorageError
+from storage.errors import DatabaseUnavailableError
 from storage.failpoints import Point
 from storage.leases import Lease
 from storage.open import Storage
+from storage.workers import Work
 from worker.active_run import ActiveRun
 from worker.commit import retrying
 from worker.fairness import Activity, Claimant, FairShare
 from worker.fetching import OperationFetcher
+from worker.replay import Replay
+from worker.replay_tail import RecentPercentile
 from worker.roster import Roster
 from worker.sample_turn import SampleReport, SampleTurn
 from worker.settings import WorkerSettings
-from worker.takeover import Takeover, replay
-from worker.train_turn import TrainTurn, TurnReport
-from worker.writeback import WriteBack, write_snapshot
+from worker.takeover import Takeover
+from worker.train_turn import TrainTurn, TurnReport, raise_if_device_is_lost
+from worker.writeback import WriteBack
 
 log = structlog.get_logger()
 
@@ -62,9 +66,12 @@ class EngineLoop(threading.Thread):
         self._wakeup = threading.Event()
         self._draining = threading.Event()
         self._fetcher = OperationFetcher(storage)
-        self._writeback = WriteBack(storage, interval_s=settings.writeback_s, wake=self._wakeup.set)
-        self._busy_ns = 0
-        self._overhead_ns = 0
+        self._writeback = WriteBack(
+            storage, interval_s=settings.writeback_s, tail_max_s=settings.replay_tail_s, wake=self._wakeup.set
+        )
+        self._replays: deque[Replay] = deque()
+        self._work = Work()
+        self._tails = RecentPercentile()
         self.roster = Roster(self._wakeup.set)
         self.progress_at = time.monotonic()
         train.wake_after_io(self._wakeup.set)
@@ -129,30 +136,53 @@ class EngineLoop(threading.Thread):
             self._begin(takeover)
         self._overhead(self._samples.admit())
         self._fetcher.refill(self.roster.active())
+        replayed = self._replay_some()
         worked = self._take_turn()
-        self._store_busy()
-        for run in self.roster.active():
-            self._writeback.offer(run)
+        self._store_work()
+        self._writeback.offer(self.roster.active())
         self._park()
-        return worked
+        return worked or replayed
 
     def _begin(self, takeover: Takeover) -> None:
-        started = time.perf_counter_ns()
+        settings = self._settings
+        replay = Replay(takeover, self._train.clock, tokens_max=settings.tokens_max, bound=settings.replay_bound)
+        self._work.num_damaged_snapshots += len(takeover.damaged)
+        if replay.is_done:
+            self._admit(replay)
+        else:
+            self._replays.append(replay)
+
+    def _replay_some(self) -> bool:
+        """A step of the replay that has waited longest; False if there is none. Others have their turns in between."""
+        if not self._replays:
+            return False
+        replay = self._replays[0]
+        before = replay.num_replayed, replay.num_mismatches
         try:
-            run = replay(self._storage, takeover, on_progress=self._note_progress)
+            with self._train.clock.measure() as measured:
+                replay.advance()
         except Exception as error:
-            log.exception("replay_failed", run=takeover.run.id)
-            self.roster.forget(takeover.lease, str(error))
-            retrying(lambda: self._release(takeover.lease))
-            return
+            self._replays.popleft()
+            raise_if_device_is_lost(error)
+            log.exception("replay_failed", run=replay.takeover.run.id)
+            self.roster.forget(replay.takeover.lease, error)
+            retrying(lambda: self._release(replay.takeover.lease))
         finally:
-            if takeover.tail:
-                self._overhead(time.perf_counter_ns() - started)
+            self._overhead(measured.device_ns)
+            self._work.num_replayed += replay.num_replayed - before[0]
+            self._work.num_replay_mismatches += replay.num_mismatches - before[1]
+        if self._replays and self._replays[0] is replay and replay.is_done:
+            self._replays.popleft()
+            self._admit(replay)
+        return True
+
+    def _admit(self, replay: Replay) -> None:
+        run = replay.finish()
         if not self.roster.admit(run):
             log.warning("takeover_overtaken", run=run.id, epoch=run.lease.epoch)
 
     def _take_turn(self) -> bool:
-        ready = [run for run in self.roster.active() if run.is_ready]
+        ready = [run for run in self.roster.active() if run.is_ready and not self._writeback.holds(run)]
         waiting: set[Claimant] = {(run.run.account_id, Activity.TRAINING) for run in ready}
         waiting |= {(account, Activity.SAMPLING) for account in self._samples.accounts()}
         order = self._fair.order(waiting)
@@ -180,22 +210,25 @@ class EngineLoop(threading.Thread):
     def _charge(self, activity: Activity, report: TurnReport | SampleReport) -> None:
         for account, consumed in report.device_ns.items():
             self._fair.charge((account, activity), consumed)
-        self._busy_ns += report.busy_ns
-        self._overhead_ns += report.overhead_ns
+        self._work.busy_ns += report.busy_ns
+        self._work.overhead_ns += report.overhead_ns
+        if isinstance(report, TurnReport):
+            for tail_ns in report.tails_ns:
+                self._tails.add(tail_ns)
 
     def _overhead(self, device_ns: int) -> None:
-        self._busy_ns += device_ns
-        self._overhead_ns += device_ns
+        self._work.busy_ns += device_ns
+        self._work.overhead_ns += device_ns
 
-    def _store_busy(self) -> None:
-        if self._busy_ns == 0:
+    def _store_work(self) -> None:
+        if self._work == Work():
             return
         try:
             with self._storage.database.begin() as tx:
-                workers.add_busy(tx, self._worker_id, busy_ns=self._busy_ns, overhead_ns=self._overhead_ns)
+                workers.add_work(tx, self._worker_id, self._work, tail_p95_ns=self._tails.p95)
         except DatabaseUnavailableError:
             return  # added at the next turn
-        self._busy_ns = self._overhead_ns = 0
+        self._work = Work()
 
     # ------------------------------------------------------------------------------------------------ leaving memory
 
@@ -212,14 +245,6 @@ class EngineLoop(threading.Thread):
 
     def _hand_over(self) -> None:
         """Write every state back; `Worker.stop` then gives leases and claims up."""
-        self._writeback.close()
         self._fetcher.close()
-        for run in self.roster.active():
-            self._note_progress()
-            if run.is_dirty and run.state is not None:
-                data, seq = run.state.serialize(), run.state_seq
-                try:
-                    write_snapshot(self._storage, run.lease, seq, data)
-                except StorageError as error:  # the next worker replays a longer tail
-                    log.warning("writeback_failed", run=run.id, seq=seq, error=str(error))
+        self._writeback.flush(self.roster.active(), on_progress=self._note_progress)
         log.info("written_back", runs=len(self.roster.active()))

@@ -160,7 +160,7 @@ class SamplingAdapters:
         with self._lock:
             adapter = self._adapters.get(session.object_key)
             if adapter is None:
-                adapter = read_adapter(base, self._storage.objects.get(session.object_key))
+                adapter = read_adapter(base, self._storage.payloads.get_object(session.object_key))
                 self._adapters[session.object_key] = adapter
                 while len(self._adapters) > self._num_max:
                     self._adapters.popitem(last=False)

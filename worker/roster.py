@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from storage.leases import Lease
 from storage.runs import Run
@@ -19,6 +19,8 @@ from worker.takeover import Takeover
 LOOK_S = 0.01
 IDLE_LOOK_S = 0.25
 FAILURES_MAX = 3
+PAUSE_FIRST_S = 1.0
+PAUSE_MOST_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,21 @@ class Expected:
 
     lease: Lease
     base_model: str
+
+
+@dataclass
+class Failures:
+    """Why a run could not be taken over.
+
+    Attributes:
+        reasons: of failures that will come again.
+        num_in_a_row: of all failures, storage that is away included.
+        not_before: monotonic time of the next attempt.
+    """
+
+    reasons: list[str] = field(default_factory=list)
+    num_in_a_row: int = 0
+    not_before: float = 0.0
 
 
 class Roster:
@@ -38,7 +55,7 @@ class Roster:
         self._expected: dict[str, Expected] = {}
         self._arrived: list[Takeover] = []
         self._runs: dict[str, ActiveRun] = {}
-        self._failures: dict[str, list[str]] = {}
+        self._failures: dict[str, Failures] = {}
 
     # --------------------------------------------------------------------------------------------- from other threads
 
@@ -53,18 +70,29 @@ class Roster:
             self._arrived.append(takeover)
         self._wake()
 
-    def forget(self, lease: Lease, reason: str) -> None:
-        """An expected run could not be fetched or replayed; remembers why."""
+    def forget(self, lease: Lease, error: Exception) -> None:
+        """An expected run could not be fetched or replayed; remembers why. What may pass is tried for ever."""
         with self._lock:
             expected = self._expected.get(lease.run_id)
             if expected is not None and expected.lease == lease:
                 del self._expected[lease.run_id]
-            self._failures.setdefault(lease.run_id, []).append(reason)
+            failures = self._failures.setdefault(lease.run_id, Failures())
+            failures.num_in_a_row += 1
+            if not getattr(error, "retryable", False):
+                failures.reasons.append(str(error))
+            pause_s = min(PAUSE_FIRST_S * 2.0 ** (failures.num_in_a_row - 1), PAUSE_MOST_S)
+            failures.not_before = time.monotonic() + pause_s
+
+    def pauses(self, run_id: str) -> bool:
+        """Whether a run's takeover failed so lately that it is not tried again yet."""
+        with self._lock:
+            failures = self._failures.get(run_id)
+            return failures is not None and time.monotonic() < failures.not_before
 
     def hopeless(self, run_id: str) -> str | None:
         """Why a run's takeover has failed too often to be tried again, or None."""
         with self._lock:
-            reasons = self._failures.get(run_id, [])
+            reasons = self._failures.get(run_id, Failures()).reasons
             return reasons[-1] if len(reasons) >= FAILURES_MAX else None
 
     def notify(self, run_id: str) -> bool:

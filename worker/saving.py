@@ -33,6 +33,7 @@ class SavedWeights:
 class _File:
     key: str
     size: int
+    sha256: str
 
 
 def copy_weights(state: RunState, body: Save) -> Mapping[str, bytes]:
@@ -64,7 +65,7 @@ def _checkpoint(storage: Storage, run: Run, body: Save, files: Mapping[str, byte
             base_model=run.base_model,
             lora=run.lora,
             object_key=main.key,
-            files={name: {"key": file.key, "size": file.size} for name, file in stored.items()},
+            files={name: {"key": file.key, "size": file.size, "sha256": file.sha256} for name, file in stored.items()},
             size_bytes=size_bytes,
             user_metadata={} if isinstance(body, SaveExternal) else body.user_metadata,
             now=now,
@@ -82,7 +83,7 @@ def _ephemeral(storage: Storage, run: Run, seq: int, body: SaveForSampler, files
     stored = _put(storage, path, {ADAPTER_FILE: files[ADAPTER_FILE]})[ADAPTER_FILE]
 
     def publish(tx: Connection) -> None:
-        uploads.reference(tx, stored.key, size_bytes=stored.size)
+        uploads.reference(tx, stored.key, size_bytes=stored.size, sha256=stored.sha256)
         runs.create_sampling_session(
             tx,
             account_id=run.account_id,
@@ -103,8 +104,7 @@ def _put(storage: Storage, path: CheckpointPath, files: Mapping[str, bytes]) -> 
     stored = {}
     for filename, data in files.items():
         key = keys.checkpoint_key(path.run, path.kind, path.name, filename, token=token)
-        storage.payloads.put_object(data, key)
-        stored[filename] = _File(key, len(data))
+        stored[filename] = _File(key, len(data), storage.payloads.put_object(data, key))
     return stored
 
 

@@ -35,7 +35,22 @@ class WorkerSettings(BaseSettings):
     )
     samples_max: int = Field(256, description="sample operations claimed at once")
     warm_s: float = Field(30.0, description="an idle run is kept warm (lease and state) this long")
-    writeback_s: float = Field(1.0, description="least time between two snapshots of one run")
+    writeback_s: float = Field(
+        1.0, ge=0, description="least time from the beginning of one snapshot of a run to that of its next"
+    )
+    replay_tail_s: float = Field(
+        30.0,
+        gt=0,
+        description="device time that a death may make others compute again, per run; a run whose newest snapshot "
+        "lies further back waits until it has been stored",
+    )
+    replay_bound: float = Field(
+        0.05,
+        ge=0,
+        description="on CUDA: how far an outcome that is computed again may lie from the one on record before that is "
+        "an alarm (log-probabilities by root mean square, sums per target, other metrics relatively); on CPU every bit "
+        "counts",
+    )
     concurrency: int = Field(16, description="runs and sampling queues a worker takes messages of at once")
     cache_dir: Path = Field(
         Path("~/.cache/piecework"), description="where base models fetched from the object store are kept on disk"

@@ -43,7 +43,7 @@ from worker.engine.timing import DeviceClock
 from worker.engine.trainer import TrainRequest
 from worker.residency import ResidentModel
 from worker.saving import SavedWeights, copy_weights, store_weights
-from worker.takeover import load_checkpoint
+from worker.takeover import COMPUTED_AGAIN, load_checkpoint
 
 log = structlog.get_logger()
 
@@ -78,15 +78,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class TurnReport:
-    """What a turn consumed, in nanoseconds: per account, in all, and what of it all is not billed."""
+    """What a turn consumed, in nanoseconds: per account, in all, and what of it all is not billed.
+
+    Attributes:
+        tails_ns: what a death at this commit would have made others compute again, of each run that was committed.
+    """
 
     device_ns: dict[str, int]
     busy_ns: int
     overhead_ns: int
+    tails_ns: list[int]
 
 
 class TrainTurn:
-    """Executes turns. On the engine's thread, but for uploads and downloads."""
+    """Executes turns. On the engine's thread, but for uploads and downloads.
+
+    Attributes:
+        clock: measures device time.
+    """
 
     def __init__(
         self,
@@ -100,7 +109,7 @@ class TrainTurn:
     ) -> None:
         self._storage = storage
         self._committer = committer
-        self._clock = clock
+        self.clock = clock
         self._io = io
         self._worker_id = worker_id
         self._device = device
@@ -262,7 +271,7 @@ class TrainTurn:
             report = model.trainer.run(requests)
         except Exception as error:
             log.exception("training_pass_failed", requests=len(requests))
-            _raise_if_device_is_lost(error)
+            raise_if_device_is_lost(error)
             if len(requests) == 1:
                 return [(Failure(f"the operation could not be computed: {error}", Category.SERVER), 0)]
             return [self._run_together(model, [request])[0] for request in requests]
@@ -281,7 +290,7 @@ class TrainTurn:
                 "known: nothing was changed and the gradients were cleared; submit the forward_backward again"
             )
             return
-        with self._clock.measure() as measured:
+        with self.clock.measure() as measured:
             try:
                 outcome: Outcome = optim_step(state, last.body)
             except Exception as error:
@@ -335,16 +344,20 @@ class TrainTurn:
                 per_account[account] = per_account.get(account, 0) + device_ns
                 if plan.run.id in lost or isinstance(plan.outcomes[seq], Failure):
                     overhead_ns += device_ns
-        return TurnReport(per_account, sum(per_account.values()), overhead_ns)
+        tails_ns = [plan.run.tail.device_ns for plan in plans if plan.run.id not in lost]
+        return TurnReport(per_account, sum(per_account.values()), overhead_ns, tails_ns)
 
 
 def _move_on(plan: Plan) -> None:
     """Bring the run in memory to what has been committed."""
     run = plan.run
+    run.tail.shorten(run.snapshot_seq)
     for item in plan.taken:
         assert run.queue[0] is item
         run.queue.popleft()
         outcome = plan.outcomes[item.operation.seq]
+        if item.operation.kind in COMPUTED_AGAIN and not isinstance(outcome, Failure):
+            run.tail.add(item.operation.seq, plan.device_ns.get(item.operation.seq, 0))
         if isinstance(item.body, OptimStep):
             run.gradients_failed = False
         elif item.operation.lost_gradients or (
@@ -363,11 +376,11 @@ def _failure_of(operation: Operation, error: Exception) -> Failure:
         fault = getattr(error, "fault", "user")
         return Failure(str(error), Category(fault))
     log.error("operation_failed", request=operation.request_id, exc_info=error)
-    _raise_if_device_is_lost(error)
+    raise_if_device_is_lost(error)
     return Failure(f"the operation could not be computed: {error}", Category.SERVER)
 
 
-def _raise_if_device_is_lost(error: Exception) -> None:
+def raise_if_device_is_lost(error: Exception) -> None:
     """End the worker when its device takes no more work: another one replays, and nothing fails."""
     if isinstance(error, torch.AcceleratorError):
         raise error

@@ -49,7 +49,7 @@ def test_status_names_every_process(service: Service) -> None:
     # then every role has a process that lives
     assert {one["role"] for one in status["processes"]} == ROLES
     assert all(is_alive(one["pid"]) for one in status["processes"])
-    assert set(status) == {"processes", "queue_depth", "base_models"}
+    assert set(status) == {"processes", "queue_depth", "base_models", "workers", "alarms"}
     assert status["queue_depth"] == 0
     assert status["base_models"] == []
 

@@ -1,14 +1,16 @@
 """Small bytes lie in the row, large ones in the object store; what is named in time stays."""
 
+import hashlib
 from datetime import datetime, timedelta
 
 import pytest
 
 from storage import payloads, uploads
+from storage.checksums import INLINE_BYTES
 from storage.clock import FrozenClock
-from storage.errors import ObjectNotFoundError, UploadGoneError
+from storage.errors import DamagedObjectError, ObjectNotFoundError, UploadGoneError
 from storage.open import Storage
-from storage.payloads import Stored
+from storage.payloads import Stored, name
 from tests.fixtures import INLINE_BYTES_MAX
 
 
@@ -25,7 +27,8 @@ def test_more_bytes_lie_in_the_object_store(storage: Storage) -> None:
     # When
     stored = storage.payloads.put(b"x" * (INLINE_BYTES_MAX + 1), "payloads/large")
     # Then
-    assert stored == Stored(key="payloads/large", size_bytes=INLINE_BYTES_MAX + 1)
+    sha256 = hashlib.sha256(b"x" * (INLINE_BYTES_MAX + 1)).hexdigest()
+    assert stored == Stored(key="payloads/large", size_bytes=INLINE_BYTES_MAX + 1, sha256=sha256)
     assert storage.payloads.get(stored) == b"x" * (INLINE_BYTES_MAX + 1)
 
 
@@ -72,3 +75,30 @@ def test_an_object_that_is_gone_is_told(storage: Storage) -> None:
 
 def _much_later(storage: Storage) -> datetime:
     return storage.database.clock.now() + timedelta(days=365)
+
+
+@pytest.mark.parametrize("size", [INLINE_BYTES_MAX + 1, INLINE_BYTES, 3 * INLINE_BYTES + 5])
+def test_an_object_is_held_against_the_checksum_it_was_named_with(storage: Storage, size: int) -> None:
+    # Given
+    data = bytes(range(256)) * (size // 256 + 1)
+    stored = storage.payloads.put(data, "payloads/large")
+    with storage.database.begin() as tx:
+        name(tx, stored)
+    assert stored.sha256 == hashlib.sha256(data).hexdigest()
+    assert storage.payloads.get(stored) == data
+    # When
+    storage.objects.put("payloads/large", data[:-1] + b"!")
+    # Then
+    with pytest.raises(DamagedObjectError, match="do not match its checksum"):
+        storage.payloads.get(stored)
+
+
+def test_pieces_are_stored_as_one_object(storage: Storage) -> None:
+    # Given
+    pieces = [b"header", memoryview(bytes(5_000_000)), b"", memoryview(bytearray(b"end"))]
+    # When
+    sha256 = storage.payloads.put_pieces(pieces, "snapshots/a")
+    # Then
+    whole = b"".join(bytes(piece) for piece in pieces)
+    assert storage.objects.get("snapshots/a") == whole
+    assert sha256 == hashlib.sha256(whole).hexdigest()

@@ -135,7 +135,7 @@ class Engine:
 
     def __init__(self, service: Service, name: str, **settings: Any) -> None:
         self.name = name
-        self.settings = WorkerSettings(cache_dir=service.directory / "cache", writeback_s=0.0, **settings)
+        self.settings = WorkerSettings(**{"cache_dir": service.directory / "cache", "writeback_s": 0.0, **settings})
         self.published: list[str] = []
         self._service = service
         self._io = ThreadPoolExecutor(4)

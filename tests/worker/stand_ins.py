@@ -12,6 +12,7 @@ from storage.leases import Lease
 from storage.runs import Run
 from tests.factories import make_run
 from worker.active_run import ActiveRun
+from worker.engine.run_state import Staging, StateCopy
 
 
 @dataclass
@@ -21,10 +22,10 @@ class StateStandIn:
     content: bytes = b"state"
     asked: list[str] = field(default_factory=list)
 
-    def serialize(self) -> bytes:
+    def copy(self, staging: Staging) -> StateCopy:
         """A snapshot."""
         self.asked.append("snapshot")
-        return b"snapshot of " + self.content
+        return StateCopy({}, {"snapshot of": self.content.decode()})
 
     def checkpoint_bytes(self) -> bytes:
         """Adapter and optimizer state."""

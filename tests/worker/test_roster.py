@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+import torch
+
+from storage.errors import ObjectStoreUnavailableError
 from storage.leases import Lease
 from tests.worker.harness import Engine, Service
+from worker import roster as roster_module
 from worker import takeover
+from worker.engine.timing import DeviceClock
+from worker.errors import NoStateError
+from worker.replay import Replay
 from worker.roster import FAILURES_MAX, Roster
 
 
@@ -30,7 +38,7 @@ def test_a_takeover_that_was_overtaken_is_not_admitted(service: Service, engine:
     fresh, first = takeover.acquire(service.storage, run.id, worker_id="w", lease_s=60)
     roster.expect(fresh, first)
     fetched = takeover.fetch(service.storage, engine.models, fresh, first, in_use=())
-    replayed = takeover.replay(service.storage, fetched, on_progress=lambda: None)
+    replayed = Replay(fetched, DeviceClock(torch.device("cpu")), tokens_max=64, bound=0.0).finish()
     roster.expect(fresh, Lease(run.id, "w", first.epoch + 1))
 
     # then the first does not come into memory
@@ -56,7 +64,27 @@ def test_a_run_whose_takeover_fails_again_and_again_is_given_up(service: Service
     run = service.create_run()
     for epoch in range(1, FAILURES_MAX + 1):
         assert roster.hopeless(run.id) is None
-        roster.forget(Lease(run.id, "w", epoch), "its snapshot is gone")
+        roster.forget(Lease(run.id, "w", epoch), NoStateError(run.id, "its snapshot is gone"))
 
     # then the reason is what its operations will fail with
-    assert roster.hopeless(run.id) == "its snapshot is gone"
+    assert "its snapshot is gone" in str(roster.hopeless(run.id))
+
+
+def test_a_takeover_that_storage_prevents_is_tried_for_ever_with_growing_pauses(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a store that is away for longer than any number of attempts
+    now = 1000.0
+    monkeypatch.setattr(roster_module.time, "monotonic", lambda: now)
+    roster, run = Roster(lambda: None), service.create_run()
+    pauses_s = []
+    for epoch in range(1, 10):
+        roster.forget(Lease(run.id, "w", epoch), ObjectStoreUnavailableError("s3", "away"))
+        began_at = now
+        while roster.pauses(run.id):
+            now += 0.5
+        pauses_s.append(now - began_at)
+
+    # then it is never given up, and the attempts come ever less often
+    assert roster.hopeless(run.id) is None
+    assert pauses_s == [1, 2, 4, 8, 16, 30, 30, 30, 30]

@@ -7,7 +7,8 @@ was taken. A *checkpoint* holds the adapter under PEFT's names and the optimizer
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -17,10 +18,52 @@ from worker.engine.adapter import Adapter, Factors, Layout
 from worker.engine.adapter_file import write_adapter
 from worker.engine.base_model import BaseModel
 from worker.engine.errors import UnreadableStateError
-from worker.engine.files import FORMAT_VERSION, check_metadata, read_tensors, write_tensors
+from worker.engine.files import (
+    FORMAT_VERSION,
+    Header,
+    check_metadata,
+    read_into,
+    read_tensors,
+    write_pieces,
+    write_tensors,
+)
 
 SNAPSHOT, CHECKPOINT = "piecework-snapshot", "piecework-checkpoint"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Staging:
+    """Memory on the host that copies of states go to, one at a time.
+
+    It is used again and again: the pages of fresh memory would keep the engine waiting far longer than the copying.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def take(self, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of flat fp32 buffers; those of the call before are gone."""
+        numel = sum(buffer.numel() for buffer in buffers.values())
+        if numel > self._memory.numel():
+            on_cuda = any(buffer.is_cuda for buffer in buffers.values())
+            self._memory = torch.empty(numel, pin_memory=on_cuda)
+        copies: dict[str, Tensor] = {}
+        for name, buffer in buffers.items():
+            start = sum(copy.numel() for copy in copies.values())
+            copies[name] = self._memory[start : start + buffer.numel()].copy_(buffer)
+        return copies
+
+
+@dataclass(frozen=True, eq=False)
+class StateCopy:
+    """A snapshot in memory, as long as its staging is not used again."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+    def pieces(self) -> list[bytes | memoryview]:
+        """The snapshot's file, in pieces."""
+        return write_pieces(self.tensors, self.metadata)
 
 
 class RunState:
@@ -67,38 +110,48 @@ class RunState:
         self.gradients.flat.zero_()
         self.num_accumulated = 0
 
-    def serialize(self) -> bytes:
-        """The snapshot: everything, bit for bit; buffers that are zero by nature are left out."""
-        tensors = {"weights": self.adapter.flat}
-        if self.num_accumulated:
-            tensors["gradients"] = self.gradients.flat
-        if self.step:
-            tensors |= {"exp_avg": self.exp_avg.flat, "exp_avg_sq": self.exp_avg_sq.flat}
+    def copy(self, staging: Staging) -> StateCopy:
+        """The snapshot, as a copy: everything, bit for bit; buffers that are zero by nature are left out.
+
+        On the engine's thread, which goes on with the state afterwards.
+        """
         metadata = {**_identity(SNAPSHOT, self.base_model_name, self.lora, self.adapter.layout), **self._counters()}
-        return write_tensors({name: tensor.cpu() for name, tensor in tensors.items()}, metadata)
+        return StateCopy(staging.take(self._stored_buffers()), metadata)
 
     @classmethod
-    def deserialize(cls, base_model: BaseModel, lora: LoraConfig, data: bytes) -> RunState:
-        """The state that `serialize` gave the bytes of.
+    def deserialize(cls, base_model: BaseModel, lora: LoraConfig, chunks: Iterable[bytes]) -> RunState:
+        """The state whose snapshot the bytes are.
 
         Raises:
             UnreadableStateError: damaged, or of another base model or adapter configuration.
         """
-        tensors, metadata = read_tensors(data)
         layout = base_model.layout(lora)
-        check_metadata(metadata, _identity(SNAPSHOT, base_model.name, lora, layout))
         state = cls(base_model.name, Adapter(layout, _zeros(layout, base_model), lora))
-        state._read_counters(metadata)
-        buffers = {"weights": state.adapter}
-        if state.num_accumulated:
-            buffers["gradients"] = state.gradients  # type: ignore[assignment]
-        if state.step:
-            buffers |= {name: getattr(state, name) for name in _MOMENTS}
-        if set(tensors) != set(buffers):
-            raise UnreadableStateError(f"snapshot holds {sorted(tensors)}, not {sorted(buffers)}")
-        for name, buffer in buffers.items():
-            _copy_flat(name, buffer, tensors[name])
+        on_host: dict[str, Tensor] = {}
+
+        def choose(header: Header) -> dict[str, Tensor]:
+            check_metadata(header.metadata, _identity(SNAPSHOT, base_model.name, lora, layout))
+            state._read_counters(header.metadata)
+            wanted = dict.fromkeys(state._stored_buffers(), (layout.numel,))
+            if header.shapes != wanted:
+                raise UnreadableStateError(f"snapshot holds {dict(header.shapes)}, this run's holds {wanted}")
+            on_host.update({name: buffer.cpu() for name, buffer in state._stored_buffers().items()})
+            return on_host
+
+        read_into(chunks, choose)
+        for name, buffer in state._stored_buffers().items():
+            if buffer.device.type != "cpu":  # on CPU it is the same memory
+                buffer.copy_(on_host[name])
         return state
+
+    def _stored_buffers(self) -> dict[str, Tensor]:
+        """What a snapshot holds."""
+        buffers = {"weights": self.adapter.flat}
+        if self.num_accumulated:
+            buffers["gradients"] = self.gradients.flat
+        if self.step:
+            buffers |= {name: getattr(self, name).flat for name in _MOMENTS}
+        return buffers
 
     def checkpoint_bytes(self) -> bytes:
         """The checkpoint: LoRA tensors by PEFT's names, and the optimizer's state under `optimizer.…`."""
@@ -150,7 +203,7 @@ class RunState:
     def _counters(self) -> dict[str, str]:
         return {"step": str(self.step), "num_accumulated": str(self.num_accumulated)}
 
-    def _read_counters(self, metadata: dict[str, str]) -> None:
+    def _read_counters(self, metadata: Mapping[str, str]) -> None:
         try:
             self.step, self.num_accumulated = int(metadata["step"]), int(metadata["num_accumulated"])
         except (KeyError, ValueError) as error:
@@ -176,11 +229,3 @@ def _check_alpha(metadata: dict[str, str], lora: LoraConfig) -> None:
 
 def _zeros(layout: Layout, base_model: BaseModel) -> Tensor:
     return torch.zeros(layout.numel, dtype=torch.float32, device=base_model.device)
-
-
-def _copy_flat(name: str, buffer: Factors, tensor: Tensor) -> None:
-    if tensor.shape != buffer.flat.shape or tensor.dtype != torch.float32:
-        raise UnreadableStateError(
-            f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, this run's is float32 {list(buffer.flat.shape)}"
-        )
-    buffer.flat.copy_(tensor)

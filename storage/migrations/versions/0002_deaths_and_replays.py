@@ -1,4 +1,4 @@
-"""What a worker's death is held against, what replays have shown, and what waits, by account."""
+"""What a worker's death is held against, what replays have shown, checksums of objects, and what waits, by account."""
 
 from __future__ import annotations
 
@@ -25,19 +25,24 @@ def upgrade() -> None:
         sqlite_where=is_open,
         postgresql_where=is_open,
     )
+    with op.batch_alter_table("stored_object") as table:
+        table.add_column(sa.Column("sha256", sa.String(length=64)))
     with op.batch_alter_table("worker") as table:
         table.add_column(sa.Column("ended_by", sa.String(length=16)))
         table.add_column(sa.Column("num_replayed", sa.BigInteger(), nullable=False, server_default="0"))
         table.add_column(sa.Column("num_replay_mismatches", sa.BigInteger(), nullable=False, server_default="0"))
         table.add_column(sa.Column("tail_p95_ns", sa.BigInteger(), nullable=False, server_default="0"))
+        table.add_column(sa.Column("num_damaged_snapshots", sa.BigInteger(), nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
     """Undo."""
     with op.batch_alter_table("worker") as table:
-        for column in ("tail_p95_ns", "num_replay_mismatches", "num_replayed", "ended_by"):
+        for column in ("num_damaged_snapshots", "tail_p95_ns", "num_replay_mismatches", "num_replayed", "ended_by"):
             table.drop_column(column)
     op.drop_index("ix_operation_open", "operation")
+    with op.batch_alter_table("stored_object") as table:
+        table.drop_column("sha256")
     with op.batch_alter_table("operation") as table:
         for column in ("blame", "alone", "suspect"):
             table.drop_column(column)

@@ -14,7 +14,7 @@ from worker.engine.base_model import BaseModel
 from worker.engine.errors import UnreadableStateError
 from worker.engine.files import read_tensors
 from worker.engine.optimizer import optim_step
-from worker.engine.run_state import RunState
+from worker.engine.run_state import RunState, Staging
 from worker.engine.trainer import TrainRequest
 
 LORA = LoraConfig(rank=4)
@@ -29,6 +29,11 @@ def trained_state(base_model: BaseModel, lora: LoraConfig = LORA) -> RunState:
     return state
 
 
+def snapshot_of(state: RunState) -> bytes:
+    """The file of its snapshot."""
+    return b"".join(state.copy(Staging()).pieces())
+
+
 def assert_same(one: RunState, other: RunState) -> None:
     for name in ("adapter", "gradients", "exp_avg", "exp_avg_sq"):
         assert torch.equal(getattr(one, name).flat, getattr(other, name).flat), name
@@ -39,15 +44,15 @@ def assert_same(one: RunState, other: RunState) -> None:
 def test_snapshot_restores_everything_bit_for_bit(architecture: str) -> None:
     base_model = make_base_model(architecture)
     state = trained_state(base_model)
-    assert_same(RunState.deserialize(base_model, LORA, state.serialize()), state)
+    assert_same(RunState.deserialize(base_model, LORA, [snapshot_of(state)]), state)
 
 
 def test_snapshot_of_a_new_run_holds_its_weights_alone() -> None:
     base_model = make_base_model("qwen3")
     state = RunState.create(base_model, LORA)
-    tensors, _ = read_tensors(state.serialize())
+    tensors, _ = read_tensors(snapshot_of(state))
     assert set(tensors) == {"weights"}
-    assert_same(RunState.deserialize(base_model, LORA, state.serialize()), state)
+    assert_same(RunState.deserialize(base_model, LORA, [snapshot_of(state)]), state)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -112,7 +117,7 @@ def test_state_of_another_base_model_is_refused() -> None:
     base_model, other = make_base_model("qwen3"), make_base_model("llama")
     state = trained_state(base_model)
     with pytest.raises(UnreadableStateError, match="tiny/qwen3"):
-        RunState.deserialize(other, LORA, state.serialize())
+        RunState.deserialize(other, LORA, [snapshot_of(state)])
     with pytest.raises(UnreadableStateError, match="tiny/qwen3"):
         RunState.from_checkpoint(other, LORA, state.checkpoint_bytes(), with_optimizer=True)
     with pytest.raises(UnreadableStateError, match="tiny/qwen3"):
@@ -122,10 +127,10 @@ def test_state_of_another_base_model_is_refused() -> None:
 @pytest.mark.parametrize("damage", ["cut", "empty", "pickle"])
 def test_damaged_bytes_are_refused(damage: str) -> None:
     base_model = make_base_model("qwen3")
-    whole = trained_state(base_model).serialize()
+    whole = snapshot_of(trained_state(base_model))
     data = {"cut": whole[: len(whole) // 2], "empty": b"", "pickle": b"\x80\x04\x95" + whole}[damage]
     with pytest.raises(UnreadableStateError, match="safetensors"):
-        RunState.deserialize(base_model, LORA, data)
+        RunState.deserialize(base_model, LORA, [data])
 
 
 def test_another_seed_may_load_a_checkpoint(tmp_path: Path) -> None:
