@@ -220,9 +220,9 @@ RECOVERY = (
         "what was committed after the snapshot would be missing from the state",
         (
             Change(
-                "worker/takeover.py",
-                "state = _replay_one(storage, run, takeover.model, state, step)",
-                "state = state or _replay_one(storage, run, takeover.model, state, step)",
+                "worker/loop.py",
+                "if replay.is_done:\n            self._admit(replay)\n        else:",
+                "self._admit(replay)\n        if False:",
             ),
         ),
         (f"{_LOOP}::test_a_damaged_snapshot_is_passed_over_for_the_one_before_it",),
@@ -230,11 +230,17 @@ RECOVERY = (
     Guard(
         "the checksum",
         "a damaged snapshot would be trained on",
-        (Change("storage/snapshots.py", "if checksum(data) != snapshot.sha256:", "if False:"),),
+        (Change("storage/snapshots.py", "if running.hexdigest() != snapshot.sha256:", "if False:"),),
         (
-            "tests/worker/test_writeback.py::test_an_idle_run_is_written_back_and_can_be_verified",
+            "tests/worker/test_writeback.py::test_damage_is_found_at_the_latest_when_everything_is_read",
             f"{_LOOP}::test_a_damaged_snapshot_is_passed_over_for_the_one_before_it",
         ),
+    ),
+    Guard(
+        "the checksum of other objects",
+        "damaged weights or data would be computed on",
+        (Change("storage/payloads.py", "if expected is not None and checksum(data) != expected:", "if False:"),),
+        ("tests/storage/test_payloads.py::test_an_object_is_held_against_the_checksum_it_was_named_with",),
     ),
     Guard(
         "the second snapshot",
