@@ -34,8 +34,8 @@ ACCEPTING = (
             Change("storage/payloads.py", "uploads.announce(tx, key, now=now, expires_at=expires_at)", "pass"),
             Change(
                 "storage/uploads.py",
-                "        .values(state=REFERENCED, size_bytes=size_bytes, expires_at=None)\n    )",
-                "        .values(state=REFERENCED, size_bytes=size_bytes, expires_at=None)\n    )\n"
+                "        .values(state=REFERENCED, size_bytes=size_bytes, sha256=sha256, expires_at=None)\n    )",
+                "        .values(state=REFERENCED, size_bytes=size_bytes, sha256=sha256, expires_at=None)\n    )\n"
                 "    if changed.rowcount != 1:\n"
                 "        known = {'key': key, 'state': REFERENCED, 'size_bytes': size_bytes}\n"
                 "        changed = tx.execute(insert(row).values(**known, created_at=datetime.fromtimestamp(0, UTC)))",
