@@ -76,7 +76,7 @@ def deaths_alone(blame: int) -> Mapping[Cause, int]:
 
 def is_condemned(blame: int) -> bool:
     """Whether an operation has ended too many workers to be executed again."""
-    return sum(_WEIGHT[cause] * number for cause, number in deaths_alone(blame).items()) >= BOUND
+    return blame > 0 and sum(_WEIGHT[cause] * number for cause, number in deaths_alone(blame).items()) >= BOUND
 
 
 def sentence(blame: int) -> str:

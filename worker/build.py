@@ -16,6 +16,7 @@ from jobs.dispatch import Dispatcher
 from jobs.results import OutcomePublisher
 from jobs.settings import JobsSettings
 from storage import deaths, ids, workers
+from storage.database import Database
 from storage.deaths import Cause
 from storage.open import Storage, open_storage
 from worker import tasks
@@ -29,6 +30,7 @@ from worker.sample_feeder import SampleFeeder
 from worker.sample_turn import SampleTurn
 from worker.settings import WorkerSettings
 from worker.train_turn import TrainTurn
+from worker.watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -46,6 +48,7 @@ class Worker:
     engine: EngineLoop
     feeder: SampleFeeder
     keeper: Keeper
+    watchdog: Watchdog
     dispatcher: Dispatcher
     publisher: OutcomePublisher
     io: ThreadPoolExecutor
@@ -55,6 +58,7 @@ class Worker:
         self.engine.start()
         self.feeder.start()
         self.keeper.start()
+        self.watchdog.start()
 
     def leave(self) -> None:
         """Claim nothing more and begin no further turn; tasks that wait for the engine end at once."""
@@ -66,14 +70,20 @@ class Worker:
         self.leave()
         self.engine.join()
         self.keeper.stop()
-        with self.storage.database.begin() as tx:
-            freed = deaths.note_death(tx, self.id, Cause.STOPPED, now=self.storage.database.now(tx))
-        for run_id in freed.runs:
-            self.dispatcher.announce_run(run_id)
-        self.dispatcher.announce_samples()
+        self.watchdog.stop()
+        let_go(self.storage.database, self.dispatcher, self.id, Cause.STOPPED)
         self.publisher.close()
         self.io.shutdown(wait=False, cancel_futures=True)
         self.storage.close()
+
+
+def let_go(database: Database, dispatcher: Dispatcher, worker_id: str, cause: Cause) -> None:
+    """Note how a worker ends, and announce what it held."""
+    with database.begin() as tx:
+        freed = deaths.note_death(tx, worker_id, cause, now=database.now(tx))
+    for run_id in freed.runs:
+        dispatcher.announce_run(run_id)
+    dispatcher.announce_samples()
 
 
 def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worker:
@@ -118,7 +128,10 @@ def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worke
         workers.register(
             tx, worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), device=device_name, now=now
         )
-    return Worker(worker_id, app, storage, engine, feeder, Keeper(engine, settings), dispatcher, publisher, io)
+    watchdog = Watchdog(engine, settings, confess=lambda: let_go(storage.database, dispatcher, worker_id, Cause.FAULT))
+    return Worker(
+        worker_id, app, storage, engine, feeder, Keeper(engine, settings), watchdog, dispatcher, publisher, io
+    )
 
 
 def choose_device(name: str) -> torch.device:

@@ -84,12 +84,17 @@ class SampleCommit:
 
 
 class Committer:
-    """Writes what was computed."""
+    """Writes what was computed.
+
+    Attributes:
+        on_wait: called whenever database or object store does not answer and is asked again: this is no hanging.
+    """
 
     def __init__(self, storage: Storage, *, worker_id: str, publish: Callable[[Sequence[str]], None]) -> None:
         self._storage = storage
         self._worker_id = worker_id
         self._publish = publish
+        self.on_wait: Callable[[], None] = _do_nothing
 
     def commit_runs(self, commits: Sequence[RunCommit]) -> set[str]:
         """Commit a turn's training operations.
@@ -161,7 +166,7 @@ class Committer:
         if isinstance(outcome, Failure):
             return Stored()
         encoded = operations.encode(outcome)
-        return retrying(lambda: self._storage.payloads.put(encoded, keys.result_key(request_id)))
+        return retrying(lambda: self._storage.payloads.put(encoded, keys.result_key(request_id)), on_wait=self.on_wait)
 
     def _until_known(self, write: Callable[[Connection], None]) -> None:
         """Run a transaction until its effect is certain; `write` reads back what an earlier try may have done."""
@@ -170,7 +175,7 @@ class Committer:
             with self._storage.database.begin() as tx:
                 write(tx)
 
-        retrying(attempt)
+        retrying(attempt, on_wait=self.on_wait)
 
     def _write_run(self, tx: Connection, commit: RunCommit, outcomes: Iterable[Stored]) -> None:
         if leases.committed_seq(tx, commit.lease) >= commit.state_seq:
@@ -233,13 +238,18 @@ class Committer:
         )
 
 
-def retrying(call: Callable[[], T]) -> T:
-    """Call until database and object store answer, with growing pauses and jitter."""
+def _do_nothing() -> None:
+    """For those whom nobody watches."""
+
+
+def retrying(call: Callable[[], T], *, on_wait: Callable[[], None] = _do_nothing) -> T:
+    """Call until database and object store answer, with growing pauses and jitter; `on_wait` before each pause."""
     pause_s = RETRY_FIRST_S
     while True:
         try:
             return call()
         except (DatabaseUnavailableError, ObjectStoreUnavailableError) as error:
             log.warning("storage_unavailable", error=str(error), retry_in_s=pause_s)
+            on_wait()
             time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
             pause_s = min(2 * pause_s, RETRY_MOST_S)

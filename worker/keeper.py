@@ -1,10 +1,8 @@
-"""Renews leases and claims while the engine makes progress, and ends a worker whose engine does not."""
+"""Renews leases and claims while the engine makes progress."""
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 
 import structlog
 
@@ -15,7 +13,6 @@ from worker.settings import WorkerSettings
 log = structlog.get_logger()
 
 RENEWALS_PER_LEASE = 3
-STUCK_EXIT_STATUS = 70
 
 
 class Keeper(threading.Thread):
@@ -33,19 +30,13 @@ class Keeper(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Renew until stopped."""
+        """Renew until stopped, unless a step has passed its deadline."""
         while not self._stopping.wait(self._settings.lease_s / RENEWALS_PER_LEASE):
-            self._end_if_stuck()
+            if self._engine.stuck_s > self._settings.step_deadline_s:
+                continue
             try:
                 self._engine.renew()
             except DatabaseUnavailableError as error:
                 log.warning("renewal_failed", error=str(error))
-            except Exception:  # without this thread nobody would notice a stuck engine
+            except Exception:  # without this thread others would take the runs
                 log.exception("renewal_failed")
-
-    def _end_if_stuck(self) -> None:
-        stuck_s = time.monotonic() - self._engine.progress_at
-        ended = not self._engine.is_alive() and not self._engine.is_draining
-        if ended or stuck_s > self._settings.step_deadline_s:
-            log.critical("engine_stuck", seconds=round(stuck_s), alive=self._engine.is_alive())
-            os._exit(STUCK_EXIT_STATUS)  # threads in native code cannot be ended; the leases expire by themselves

@@ -19,6 +19,7 @@ from storage.failpoints import Point
 from storage.leases import Lease
 from storage.open import Storage
 from storage.workers import Work
+from worker import faults
 from worker.active_run import ActiveRun
 from worker.commit import retrying
 from worker.fairness import Activity, Claimant, FairShare
@@ -29,7 +30,7 @@ from worker.roster import Roster
 from worker.sample_turn import SampleReport, SampleTurn
 from worker.settings import WorkerSettings
 from worker.takeover import Takeover
-from worker.train_turn import TrainTurn, TurnReport, raise_if_device_is_lost
+from worker.train_turn import TrainTurn, TurnReport
 from worker.writeback import WriteBack
 
 log = structlog.get_logger()
@@ -75,6 +76,7 @@ class EngineLoop(threading.Thread):
         self.roster = Roster(self._wakeup.set)
         self.progress_at = time.monotonic()
         train.wake_after_io(self._wakeup.set)
+        train.report_progress(self._note_progress)
         samples.wake_on_arrival(self._wakeup.set)
 
     # ------------------------------------------------------------------------------------------- from other threads
@@ -101,6 +103,11 @@ class EngineLoop(threading.Thread):
         for lease in self.roster.drop_all_but(kept, asked):
             log.warning("lease_lost", run=lease.run_id, epoch=lease.epoch)
         self._samples.note_lost([claimed[operation_id] for operation_id in claimed if operation_id not in standing])
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long the engine has made no progress."""
+        return time.monotonic() - self.progress_at
 
     @property
     def is_draining(self) -> bool:
@@ -163,7 +170,7 @@ class EngineLoop(threading.Thread):
                 replay.advance()
         except Exception as error:
             self._replays.popleft()
-            raise_if_device_is_lost(error)
+            faults.raise_if_device_is_lost(error)
             log.exception("replay_failed", run=replay.takeover.run.id)
             self.roster.forget(replay.takeover.lease, error)
             retrying(lambda: self._release(replay.takeover.lease))

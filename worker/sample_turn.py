@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
-import torch
 
 from billing.metering import split_ns
 from billing.usage import Usage
-from jobs.operations import Category, Failure, Outcome, Sample
+from jobs.operations import Failure, Outcome, Sample
 from storage.journal import Operation
 from storage.runs import SamplingSession
+from worker import faults
 from worker.commit import Committer, SampleCommit
 from worker.engine.adapter import Adapter
 from worker.residency import ResidentModel
-from worker.sampler.reports import Finished
+from worker.sampler.reports import Finished, SamplerStep
 
 log = structlog.get_logger()
 
@@ -153,9 +153,16 @@ class SampleTurn:
         try:
             step = model.sampler.step()
         except Exception as error:
-            if isinstance(error, torch.AcceleratorError):
-                raise  # the device takes no more work: this worker ends, another one draws
-            return self._suspect(model, error)
+            log.error("sampling_step_failed", base_model=model.base.name, exc_info=error)
+            faults.raise_if_device_is_lost(error)
+            failure = faults.unexpected(error, "sample")
+        else:
+            return self._share(step)
+        faults.free_unused_memory(model.base.device)  # not before the exception is gone: it holds the step's tensors
+        return self._suspect(model, failure)
+
+    def _share(self, step: SamplerStep) -> SampleReport:
+        """Split a step's device time among its samples, and commit those that it has finished."""
         *shares, overhead_ns = split_ns(step.device_ns, [*step.work.values(), step.overhead])
         per_account: dict[str, int] = {}
         for request_id, share in zip(step.work, shares, strict=True):
@@ -206,9 +213,8 @@ class SampleTurn:
             self._suspects.remove(claimed)
         return claimed
 
-    def _suspect(self, model: ResidentModel, error: Exception) -> SampleReport:
+    def _suspect(self, model: ResidentModel, failure: Failure) -> SampleReport:
         """A step raised: fail the sample that was alone in it, or draw each alone from now on."""
-        log.error("sampling_step_failed", base_model=model.base.name, exc_info=error)
         inside = [
             claimed
             for claimed in self._in_engine.values()
@@ -218,7 +224,6 @@ class SampleTurn:
             model.sampler.cancel(claimed.operation.request_id)
         wasted_ns = sum(claimed.device_ns for claimed in inside)
         if len(inside) == 1:
-            failure = Failure(f"the sample could not be computed: {error}", Category.SERVER)
             self._finish([Finished(inside[0].operation.request_id, failure)])
         else:
             self._suspects.extend(inside)

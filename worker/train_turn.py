@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import structlog
-import torch
 
 from billing.metering import split_ns
 from billing.usage import Usage
@@ -28,15 +27,14 @@ from jobs.operations import (
     SaveForSampler,
     SaveState,
 )
-from storage import checkpoints, failpoints, journal
-from storage.errors import StorageError
+from storage import checkpoints, failpoints, journal, suspects
 from storage.failpoints import Point
 from storage.ids import CheckpointPath
 from storage.journal import Operation
 from storage.open import Storage
+from worker import faults
 from worker.active_run import ActiveRun, Queued
 from worker.commit import Committer, Done, RunCommit, retrying
-from worker.engine.errors import EngineError
 from worker.engine.optimizer import optim_step
 from worker.engine.run_state import RunState
 from worker.engine.timing import DeviceClock
@@ -52,7 +50,11 @@ log = structlog.get_logger()
 class Plan:
     """What a turn does for one run: operations that failed before, gradients, and at most one step that ends it.
 
+    A suspect is the only one that is begun, in its plan and in its turn.
+
     Attributes:
+        begun: what is executed, or found to be impossible: all but what had failed before, or is condemned.
+        is_of_a_suspect: nothing else may be executed in the same turn.
         outcomes, device_ns: by `seq`; an outcome is None until it is known, and for what had failed before.
         saved, loaded: of a save or a load, which is alone in its plan.
         state_is_spoilt: something raised in the middle of changing the run's state.
@@ -60,6 +62,8 @@ class Plan:
 
     run: ActiveRun
     taken: list[Queued] = field(default_factory=list)
+    begun: list[Operation] = field(default_factory=list)
+    is_of_a_suspect: bool = False
     outcomes: dict[int, Outcome | None] = field(default_factory=dict)
     device_ns: dict[int, int] = field(default_factory=dict)
     state_is_spoilt: bool = False
@@ -68,8 +72,12 @@ class Plan:
 
     def add(self, queued: Queued, outcome: Outcome | None = None) -> None:
         """Take the head of the run's queue into the turn."""
+        operation = queued.operation
         self.taken.append(queued)
-        self.outcomes[queued.operation.seq] = outcome
+        self.outcomes[operation.seq] = outcome
+        if queued.body is not None and not suspects.is_condemned(operation.blame):
+            self.begun.append(operation)
+            self.is_of_a_suspect |= operation.suspect
 
     def passes(self) -> list[tuple[Operation, ForwardBackward]]:
         """What goes through the base model."""
@@ -114,13 +122,20 @@ class TrainTurn:
         self._worker_id = worker_id
         self._device = device
         self._wake: Callable[[], None] = lambda: None
+        self._progress: Callable[[], None] = lambda: None
 
     def wake_after_io(self, wake: Callable[[], None]) -> None:
         """Have `wake` called whenever an upload or download has ended."""
         self._wake = wake
 
+    def report_progress(self, progress: Callable[[], None]) -> None:
+        """Have `progress` called before each pass through a base model, and while storage is waited for."""
+        self._progress = self._committer.on_wait = progress
+
     def take(self, runs: Sequence[ActiveRun], *, tokens_max: int) -> TurnReport | None:
         """One turn over these runs, which are ready, share a base model and stand in order of fairness.
+
+        A suspect whose turn it is has it to itself; the others' turns go on without it.
 
         Returns:
             None if all that was done was to begin uploads and downloads.
@@ -132,15 +147,23 @@ class TrainTurn:
             tokens_left -= tokens
             if plan.taken:
                 plans.append(plan)
+            if plan.is_of_a_suspect:
+                break
         return self._execute(plans) if plans else None
 
     def _plan(self, run: ActiveRun, tokens_left: int, *, first: bool) -> tuple[Plan, int]:
         """Take operations from the head of the queue as long as they fit."""
         plan, tokens = Plan(run), 0
         for queued in list(run.queue):
-            body = queued.body
+            body, operation = queued.body, queued.operation
             if body is None:
                 plan.add(queued, queued.failure)
+            elif suspects.is_condemned(operation.blame):
+                plan.add(queued, Failure(suspects.sentence(operation.blame), Category.SERVER))
+                if isinstance(body, OptimStep):
+                    break
+            elif plan.is_of_a_suspect or (operation.suspect and (plan.begun or not first)):
+                break
             elif run.model is None:
                 reason = run.model_error or "its base model cannot be loaded"
                 plan.add(queued, Failure(f"the operation cannot run: {reason}", Category.SERVER))
@@ -165,7 +188,7 @@ class TrainTurn:
         """Bring an operation that needs no pass to its outcome, unless its upload or download is still under way."""
         run, body = plan.run, queued.body
         if isinstance(body, CreateModel):
-            plan.add(queued, self._create(run, queued.operation, body, model))
+            plan.add(queued)
             return
         if run.state is None and not (isinstance(body, LoadState) and queued.operation.seq == 0):
             plan.add(queued, Failure("the training run was never made: its first operation failed"))
@@ -179,7 +202,7 @@ class TrainTurn:
             pending, run.pending = run.pending, None
             result = pending.result()
         except Exception as error:
-            plan.add(queued, _failure_of(queued.operation, error))
+            plan.add(queued, faults.failure_of(queued.operation, error))
             return
         if isinstance(result, SavedWeights):
             plan.saved = result
@@ -188,13 +211,6 @@ class TrainTurn:
             plan.loaded = result
             assert isinstance(body, LoadState)
             plan.add(queued, Loaded(run.id, body.path))
-
-    def _create(self, run: ActiveRun, operation: Operation, body: CreateModel, model: ResidentModel) -> Outcome:
-        try:
-            run.state = RunState.create(model.base, body.lora)
-        except Exception as error:
-            return _failure_of(operation, error)
-        return ModelCreated(run.id)
 
     def _begin_io(self, run: ActiveRun, queued: Queued, model: ResidentModel) -> Future[Any]:
         body, seq = queued.body, queued.operation.seq
@@ -222,10 +238,12 @@ class TrainTurn:
             return checkpoints.get(tx, path, now=now, reader=operation.account_id).object_key
 
     def _execute(self, plans: Sequence[Plan]) -> TurnReport:
-        begun = [item.operation.id for plan in plans for item in plan.taken if item.body is not None]
+        begun = [operation.id for plan in plans for operation in plan.begun]
         failpoints.reach(Point.TURN_BEGUN)
         self._start(begun)
         failpoints.reach(Point.TURN_STARTED)
+        for plan in plans:
+            self._run_create(plan)
         self._run_passes(plans)
         for plan in plans:
             self._run_step(plan)
@@ -242,10 +260,28 @@ class TrainTurn:
     def _start(self, operation_ids: Sequence[int]) -> None:
         def write() -> None:
             with self._storage.database.begin() as tx:
-                journal.start(tx, operation_ids, worker_id=self._worker_id, now=self._storage.database.now(tx))
+                journal.start(
+                    tx,
+                    operation_ids,
+                    worker_id=self._worker_id,
+                    now=self._storage.database.now(tx),
+                    alone=len(operation_ids) == 1,
+                )
 
         if operation_ids:
-            retrying(write)
+            retrying(write, on_wait=self._progress)
+
+    def _run_create(self, plan: Plan) -> None:
+        first, run = plan.taken[0], plan.run
+        if not isinstance(first.body, CreateModel) or plan.outcomes[first.operation.seq] is not None:
+            return
+        assert run.model is not None
+        outcome: Outcome = ModelCreated(run.id)
+        try:
+            run.state = RunState.create(run.model.base, first.body.lora)
+        except Exception as error:
+            outcome = faults.failure_of(first.operation, error)
+        plan.outcomes[first.operation.seq] = outcome
 
     def _run_passes(self, plans: Sequence[Plan]) -> None:
         """The packed pass: all `forward` and `forward_backward` of all plans."""
@@ -268,19 +304,27 @@ class TrainTurn:
     def _run_together(self, model: ResidentModel, requests: Sequence[TrainRequest]) -> list[tuple[Outcome, int]]:
         """Outcome and share of device time of each; what breaks the pass is found by running each alone."""
         try:
-            report = model.trainer.run(requests)
+            report = model.trainer.run(requests, on_pass=self._progress)
         except Exception as error:
             log.exception("training_pass_failed", requests=len(requests))
-            raise_if_device_is_lost(error)
-            if len(requests) == 1:
-                return [(Failure(f"the operation could not be computed: {error}", Category.SERVER), 0)]
-            return [self._run_together(model, [request])[0] for request in requests]
-        return list(zip(report.outcomes, split_ns(report.device_ns, report.work), strict=True))
+            faults.raise_if_device_is_lost(error)
+            failure = faults.unexpected(error, "operation")
+        else:
+            return list(zip(report.outcomes, split_ns(report.device_ns, report.work), strict=True))
+        if len(requests) == 1:
+            return [(failure, 0)]
+        faults.free_unused_memory(model.base.device)  # not before the exception is gone, which holds the pass's tensors
+        return [self._run_together(model, [request])[0] for request in requests]
 
     def _run_step(self, plan: Plan) -> None:
         last = plan.taken[-1]
         state = plan.run.state
-        if not isinstance(last.body, OptimStep) or plan.outcomes[last.operation.seq] is not None or state is None:
+        if not isinstance(last.body, OptimStep) or state is None:
+            return
+        if suspects.is_condemned(last.operation.blame):
+            state.clear_gradients()  # as a replay does: it was begun, and failed
+            return
+        if plan.outcomes[last.operation.seq] is not None:
             return
         failed_seq = self._failure_behind(plan, last.operation)
         if failed_seq is not None:
@@ -294,7 +338,7 @@ class TrainTurn:
             try:
                 outcome: Outcome = optim_step(state, last.body)
             except Exception as error:
-                outcome = _failure_of(last.operation, error)
+                outcome = faults.failure_of(last.operation, error)
                 plan.state_is_spoilt = True
         plan.outcomes[last.operation.seq] = outcome
         plan.device_ns[last.operation.seq] = measured.device_ns
@@ -307,7 +351,7 @@ class TrainTurn:
         known_failures = plan.run.gradients_failed or any(item.operation.lost_gradients for item in plan.taken)
         if not known_failures:
             return None
-        failed = retrying(lambda: self._failed_gradients(plan.run, step))
+        failed = retrying(lambda: self._failed_gradients(plan.run, step), on_wait=self._progress)
         return next((seq for seq, number in failed if number > step.failures_seen), None)
 
     def _failed_gradients(self, run: ActiveRun, step: Operation) -> Sequence[tuple[int, int]]:
@@ -368,19 +412,3 @@ def _move_on(plan: Plan) -> None:
         run.state = plan.loaded[0]
     run.state_seq = plan.taken[-1].operation.seq
     run.used_at = time.monotonic()
-
-
-def _failure_of(operation: Operation, error: Exception) -> Failure:
-    """The outcome of an operation that raised: whose fault it is says the error's class."""
-    if isinstance(error, EngineError | StorageError | ValueError):
-        fault = getattr(error, "fault", "user")
-        return Failure(str(error), Category(fault))
-    log.error("operation_failed", request=operation.request_id, exc_info=error)
-    raise_if_device_is_lost(error)
-    return Failure(f"the operation could not be computed: {error}", Category.SERVER)
-
-
-def raise_if_device_is_lost(error: Exception) -> None:
-    """End the worker when its device takes no more work: another one replays, and nothing fails."""
-    if isinstance(error, torch.AcceleratorError):
-        raise error

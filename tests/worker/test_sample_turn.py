@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from jobs.operations import Failure, Sample, SampleOutcome
 from storage.journal import Operation, Status
@@ -105,7 +106,9 @@ def turn(committer: PretendCommitter) -> SampleTurn:
 
 def make_model(**changes: Any) -> Any:
     """A base model in memory, as far as a turn looks."""
-    return SimpleNamespace(sampler=PretendSampler(**changes), base=SimpleNamespace(name="tiny"))
+    return SimpleNamespace(
+        sampler=PretendSampler(**changes), base=SimpleNamespace(name="tiny", device=torch.device("cpu"))
+    )
 
 
 def run_dry(turn: SampleTurn, model: Any) -> list[Any]:

@@ -9,7 +9,7 @@ states at its end or, if it raises, none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,11 +69,12 @@ class Trainer:
         self._clock = DeviceClock(base_model.device)
         self._facts = ModelFacts(base_model.name, base_model.vocab_size, base_model.context_length)
 
-    def run(self, requests: Sequence[TrainRequest]) -> StepReport:
+    def run(self, requests: Sequence[TrainRequest], *, on_pass: Callable[[], None] = lambda: None) -> StepReport:
         """Run operations of any runs; gradients of those that succeed are added to their runs' accumulators.
 
         Args:
             requests: those of one run in `seq` order.
+            on_pass: called before each pass through the base model: a sign of life for the watchdog.
 
         Returns:
             An outcome for each. One whose data are malformed, or whose loss or gradients are not finite, fails alone
@@ -89,6 +90,7 @@ class Trainer:
                     for chunk in split(index, request.body.data, tokens_max=self._tokens_max)
                 ]
                 for together in group(chunks, tokens_max=self._tokens_max):
+                    on_pass()
                     self._pass(together, requests, operations, training=training)
             outcomes = [operation.outcome() for operation in operations]
             self._accumulate(requests, operations)
