@@ -17,6 +17,8 @@ proxy), and nothing of our insides in a 500.
 
 from __future__ import annotations
 
+import asyncio
+import random
 import traceback
 from typing import ClassVar
 
@@ -34,6 +36,7 @@ from storage.errors import RowNotFoundError, StorageError
 log = structlog.get_logger()
 
 RETRY_AFTER_S = "1"
+POLL_HELD_BACK_S = 1.0
 
 
 class ApiError(Exception):
@@ -124,12 +127,15 @@ async def _answer_storage_error(request: Request, error: Exception) -> JSONRespo
         return _detail(404, str(error))
     if error.retryable:
         log.warning("storage_unavailable", path=request.url.path, error=str(error))
+        request.app.state.services.health.note(error)
+        await _hold_back(request)
         return _detail(503, "storage is not available at the moment; try again", **{"Retry-After": RETRY_AFTER_S})
     return await _answer_unexpected(request, error)
 
 
 async def _answer_busy(request: Request, _error: Exception) -> JSONResponse:
     log.warning("database_busy", path=request.url.path)
+    await _hold_back(request)
     return _detail(503, "the service is busy; try again", **{"Retry-After": RETRY_AFTER_S})
 
 
@@ -142,4 +148,11 @@ async def _answer_unstorable(_request: Request, _error: Exception) -> JSONRespon
 async def _answer_unexpected(request: Request, error: Exception) -> JSONResponse:
     # as text: a formatter that shows local variables would show credentials
     log.error("request_failed", path=request.url.path, traceback="".join(traceback.format_exception(error)))
+    await _hold_back(request)
     return _detail(500, "internal error; the service's log says more")
+
+
+async def _hold_back(request: Request) -> None:
+    """Keep a poll's 5xx back for a moment, holding no thread: the SDK repeats it at once, thousands do together."""
+    if request.url.path.endswith("/retrieve_future"):
+        await asyncio.sleep(POLL_HELD_BACK_S * random.uniform(0.5, 1.5))  # noqa: S311

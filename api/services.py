@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from api.downloads import UrlSigner
+from api.health import Health, broker_trouble
 from api.settings import ApiSettings
 from billing.rate_cards import RateCard, load_rate_card
+from jobs.announcer import Announcer
 from jobs.app import make_app
 from jobs.backlog import Backlog
 from jobs.dispatch import Dispatcher
@@ -26,10 +28,12 @@ class Services:
 
     Attributes:
         submitter: accepts operations.
+        announcer: tells workers of them; None in tests that play the worker.
         waiters: polls that wait for outcomes.
         subscription: hears of outcomes; None leaves the waiters to their safety read.
         signer: makes and checks download links.
         rate_card: prices in force.
+        health: what is wrong at the moment.
     """
 
     settings: ApiSettings
@@ -40,6 +44,8 @@ class Services:
     subscription: OutcomeSubscription | None
     signer: UrlSigner
     rate_card: RateCard
+    health: Health
+    announcer: Announcer | None = None
 
     @property
     def database(self) -> Database:
@@ -50,6 +56,8 @@ class Services:
         """Close all connections."""
         if self.subscription is not None:
             self.subscription.stop()
+        if self.announcer is not None:
+            self.announcer.close()
         self.storage.close()
 
 
@@ -60,16 +68,20 @@ def open_services() -> Services:
     dispatcher = Dispatcher(
         make_app(jobs_settings), storage.database, message_expires_s=jobs_settings.message_expires_s
     )
+    announcer = Announcer(dispatcher)
     waiters = make_waiters(storage.database, safety_read_s=jobs_settings.safety_read_s)
+    subscription = OutcomeSubscription(jobs_settings.resolved_broker_url(), waiters.wake_from_thread)
     return Services(
         settings=settings,
         jobs_settings=jobs_settings,
         storage=storage,
-        submitter=Submitter(storage, dispatcher, Backlog.of(storage.database, jobs_settings)),
+        submitter=Submitter(storage, announcer, Backlog.of(storage.database, jobs_settings)),
         waiters=waiters,
-        subscription=OutcomeSubscription(jobs_settings.resolved_broker_url(), waiters.wake_from_thread),
+        subscription=subscription,
         signer=UrlSigner.open(storage.settings.data_dir, key=settings.url_signing_key),
         rate_card=load_rate_card(),
+        health=Health(storage, broker_trouble(announcer, subscription)),
+        announcer=announcer,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from jobs.app import WORK_QUEUE, worker_queue_name
 from jobs.messages import Message, RunHasWork, SamplesWait, SweepObjects
@@ -19,31 +18,33 @@ WARM_EXPIRES_S = 3.0
 
 
 class Dispatcher:
-    """Chooses the queue of a message and sends it."""
+    """Chooses the queue of a message and sends it; waits for the broker, at most for as long as `jobs.app` says.
+
+    Every method returns whether the broker took the message.
+    """
 
     def __init__(self, app: Celery, database: Database, *, message_expires_s: float) -> None:
         self._app = app
         self._database = database
         self._message_expires_s = message_expires_s
 
-    def announce_run(self, run_id: str) -> None:
+    def announce_run(self, run_id: str) -> bool:
         """Say that a run has work: to the worker that holds its lease, else to any."""
         with self._database.read() as tx:
             holder = leases.find_holder(tx, run_id, now=self._database.now(tx))
         if holder is None:
-            self._send(RunHasWork(run_id), WORK_QUEUE, self._message_expires_s)
-        else:
-            self._send(RunHasWork(run_id), worker_queue_name(holder), WARM_EXPIRES_S)
+            return self._send(RunHasWork(run_id), WORK_QUEUE, self._message_expires_s)
+        return self._send(RunHasWork(run_id), worker_queue_name(holder), WARM_EXPIRES_S)
 
-    def announce_samples(self) -> None:
+    def announce_samples(self) -> bool:
         """Say that samples are queued."""
-        self._send(SamplesWait(), WORK_QUEUE, self._message_expires_s)
+        return self._send(SamplesWait(), WORK_QUEUE, self._message_expires_s)
 
-    def announce_sweep(self) -> None:
+    def announce_sweep(self) -> bool:
         """Say that it is time to delete what nothing needs."""
-        self._send(SweepObjects(), WORK_QUEUE, self._message_expires_s)
+        return self._send(SweepObjects(), WORK_QUEUE, self._message_expires_s)
 
-    def _send(self, message: Message, queue: str, expires_s: float) -> None:
+    def _send(self, message: Message, queue: str, expires_s: float) -> bool:
         failpoints.reach(Point.MESSAGE_BEGUN)
         try:
             self._app.send_task(
@@ -55,6 +56,8 @@ class Dispatcher:
                 retry=True,
                 retry_policy=RETRY,
             )
-        except (OperationalError, OSError) as error:
+        except Exception as error:  # the broker's libraries raise what they like, e.g. when it is full
             log.warning("announcement_failed", task=message.task, queue=queue, error=str(error))
+            return False
         failpoints.reach(Point.MESSAGE_SENT)
+        return True

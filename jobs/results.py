@@ -101,6 +101,7 @@ class OutcomeSubscription(threading.Thread):
         self._broker_url = broker_url
         self._on_outcomes = on_outcomes
         self._stopping = threading.Event()
+        self._is_connected = False
 
     def run(self) -> None:
         """Consume until stopped; reconnect whenever the broker comes back."""
@@ -109,7 +110,13 @@ class OutcomeSubscription(threading.Thread):
                 self._consume()
             except Exception as error:  # the broker's libraries raise what they like; the safety read goes on meanwhile
                 log.warning("outcome_subscription_lost", error=str(error))
+                self._is_connected = False
                 self._stopping.wait(RECONNECT_S)
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the broker, as far as listening has shown."""
+        return None if self._is_connected else "is not connected"
 
     def stop(self) -> None:
         """End the thread within a second."""
@@ -120,6 +127,7 @@ class OutcomeSubscription(threading.Thread):
         with Connection(self._broker_url, transport_options=options, connect_timeout=4) as connection:
             queue = Queue("", exchange=OUTCOMES, exclusive=True, auto_delete=True, durable=False)
             with Consumer(connection.channel(), queues=[queue], callbacks=[self._receive], no_ack=True):
+                self._is_connected = True
                 while not self._stopping.is_set():
                     with contextlib.suppress(TimeoutError):
                         connection.drain_events(timeout=1.0)

@@ -15,8 +15,8 @@ import structlog
 from sqlalchemy import Connection
 
 from jobs import operations
+from jobs.announcer import Announcer
 from jobs.backlog import Backlog, BacklogFullError
-from jobs.dispatch import Dispatcher
 from jobs.operations import Body, CreateModel, Failure, Kind, LoadState, LoraConfig, Sample
 from storage import failpoints, ids, journal, keys, payloads, runs
 from storage.checkpoints import Checkpoint
@@ -47,9 +47,9 @@ class Accepted:
 class Submitter:
     """Accepts operations of every kind."""
 
-    def __init__(self, storage: Storage, dispatcher: Dispatcher, backlog: Backlog) -> None:
+    def __init__(self, storage: Storage, announcer: Announcer, backlog: Backlog) -> None:
         self._storage = storage
-        self._dispatcher = dispatcher
+        self._announcer = announcer
         self._backlog = backlog
 
     def create_model(
@@ -128,7 +128,7 @@ class Submitter:
             )
 
         request_id, _ = self._accept(run, seq, kind, body, write)
-        self._dispatcher.announce_run(run.id)
+        self._announcer.announce_run(run.id)
         failpoints.reach(Point.ACCEPTED)
         return Accepted(request_id, run.id)
 
@@ -157,7 +157,7 @@ class Submitter:
 
         request_id, new = self._accept(session, seq, Kind.SAMPLE, body, write)
         if new and not isinstance(body, Failure):
-            self._dispatcher.announce_samples()
+            self._announcer.announce_samples()
         failpoints.reach(Point.ACCEPTED)
         return Accepted(request_id)
 
@@ -251,7 +251,7 @@ class Submitter:
                 raise
             return known
         if failure is None:
-            self._dispatcher.announce_run(str(accepted.run_id))
+            self._announcer.announce_run(str(accepted.run_id))
         return accepted
 
     def _find_run(self, session: Session, model_seq_id: int) -> Accepted | None:

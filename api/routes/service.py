@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
 from api.dependencies import CurrentKey, Joined
 from api.limits import discard
@@ -24,11 +25,10 @@ DYNAMIC_CONFIG = {"sample_cancel_enabled": True}
 
 
 @router.get("/healthz")
-def healthz(services: Joined) -> dict[str, str]:
-    """Answers once operations can be accepted."""
-    with services.database.read() as tx:
-        base_models.list_base_models(tx)
-    return {"status": "ok"}
+async def healthz(services: Joined) -> JSONResponse:
+    """200 while operations are accepted, with what is wrong all the same; 503 once the database cannot be read."""
+    report = await services.health.report()
+    return JSONResponse({"status": report.status, **report.states}, status_code=200 if report.accepting else 503)
 
 
 @router.post("/client/config")

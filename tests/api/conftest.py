@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.downloads import UrlSigner
+from api.health import Health
 from api.services import Services, make_waiters
 from api.settings import ApiSettings
 from billing.rate_cards import load_rate_card
@@ -138,6 +139,7 @@ def services(storage: Storage, announcements: Announcements, jobs_settings: Jobs
         subscription=None,
         signer=UrlSigner.open(storage.settings.data_dir),
         rate_card=load_rate_card(),
+        health=Health(storage),
     )
 
 

@@ -135,7 +135,7 @@ def test_a_thousand_waiting_polls_hold_no_thread_and_no_connection(services: Ser
             # then: threads are those of the pool, and other requests are answered meanwhile
             assert threading.active_count() < 40
             health = await asyncio.wait_for(client.get("/api/v1/healthz"), 30)
-            assert health.json() == {"status": "ok"}
+            assert health.json()["status"] == "ok"
             # and: told to end, all of them are answered at once
             patient.waiters.end()
             answers = await asyncio.gather(*polls)

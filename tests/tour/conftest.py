@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.downloads import UrlSigner
+from api.health import Health
 from api.services import Services, make_waiters
 from api.settings import ApiSettings
 from billing.rate_cards import load_rate_card
@@ -40,6 +41,7 @@ def door(service: Service) -> Iterator[TestClient]:
         subscription=None,
         signer=UrlSigner.open(service.directory),
         rate_card=load_rate_card(),
+        health=Health(service.storage),
     )
     with database.begin() as tx:
         account = accounts.get_account(tx, "tests")
