@@ -59,7 +59,11 @@ rgw lc max objs = 4
 
 
 class CephServer:
-    """A running S3 server with one account."""
+    """A running S3 server with one account.
+
+    Attributes:
+        gateway: the process that speaks S3; what it has stored lies behind it, and outlives its death.
+    """
 
     def __init__(self) -> None:
         """Start it; about 3 s."""
@@ -99,6 +103,11 @@ class CephServer:
             client.remove_object(name, found.object_name)
         client.remove_bucket(name)
 
+    def restart_gateway(self) -> None:
+        """Start the gateway again after it was killed."""
+        self.gateway.start_again()
+        self._wait()
+
     def close(self) -> None:
         """Stop it and delete its files."""
         self._directory.close()
@@ -114,9 +123,12 @@ class CephServer:
         )
         self._start_monitor(directory, fsid, mon_port)
         self._start_storage()
-        gateway = self._daemon("radosgw", "-n", "client.admin")
+        self.gateway = self._daemon("radosgw", "-n", "client.admin")
         self._tool("radosgw-admin", *self._account())
-        gateway.wait_until(lambda: answers(self._port, b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1."))
+        self._wait()
+
+    def _wait(self) -> None:
+        self.gateway.wait_until(lambda: answers(self._port, b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1."))
 
     def _start_monitor(self, directory: Path, fsid: str, port: int) -> None:
         address = f"[v2:127.0.0.1:{port}]"

@@ -1,4 +1,4 @@
-"""PostgreSQL for tests, without fsync: it has to outlive tests, not a loss of power."""
+"""PostgreSQL for tests, without fsync: it has to outlive tests and SIGKILL, not a loss of power."""
 
 import os
 import secrets
@@ -11,7 +11,6 @@ from tests.servers.process import ServerDirectory, ServerMissingError, find_prog
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "max_connections": "300",
     "shared_buffers": "64MB",
@@ -19,7 +18,11 @@ _SETTINGS = {
 
 
 class PostgresServer:
-    """A running PostgreSQL cluster. Its programs refuse to run as root, so root runs them as `postgres`."""
+    """A running PostgreSQL cluster. Its programs refuse to run as root, so root runs them as `postgres`.
+
+    Attributes:
+        process: the server itself.
+    """
 
     def __init__(self) -> None:
         """Start it; about 2 s."""
@@ -49,6 +52,11 @@ class PostgresServer:
         """Delete a database, whoever is still connected."""
         self._execute(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
 
+    def restart(self) -> None:
+        """Start it again after it was killed; what was committed is there."""
+        self.process.start_again()
+        self.process.wait_until(self._is_ready)
+
     def close(self) -> None:
         """Stop it and delete its files."""
         self._directory.close()
@@ -70,8 +78,8 @@ class PostgresServer:
         run([*initdb, "--encoding=UTF8", "--auth=scram-sha-256"], user=user)
         settings = {**_SETTINGS, "port": str(self._port), "unix_socket_directories": str(self._directory.path)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        server = self._directory.start("postgres", [programs / "postgres", "-D", data, *options], user=user)
-        server.wait_until(self._is_ready)
+        self.process = self._directory.start("postgres", [programs / "postgres", "-D", data, *options], user=user)
+        self.process.wait_until(self._is_ready)
 
     def _is_ready(self) -> bool:
         try:

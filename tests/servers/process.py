@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 _WARDEN = Path(__file__).with_name("warden.py")
 _POLL_S = 0.02
 START_S = 120.0  # on a machine that is busy with other things
@@ -42,12 +44,9 @@ class ServerProcess:
             env: variables besides our own.
         """
         self.log = log
-        self._warden = subprocess.Popen(
-            [sys.executable, "-I", str(_WARDEN), str(log), user, *map(str, command)],
-            stdin=subprocess.PIPE,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-        )
+        self._command = [sys.executable, "-I", str(_WARDEN), str(log), user, *map(str, command)]
+        self._env = {**os.environ, **(env or {})}
+        self._warden = self._launch()
 
     def wait_until(self, ready: Callable[[], bool], *, timeout_s: float = START_S) -> None:
         """Return once `ready` says so.
@@ -63,12 +62,40 @@ class ServerProcess:
                 raise ServerStartError(f"{self.log.stem} was not ready in {timeout_s} s:\n{self._last_lines()}")
             time.sleep(_POLL_S)
 
+    def start_again(self) -> None:
+        """Start the program once more, after `kill`."""
+        self._warden = self._launch()
+
+    def kill(self) -> None:
+        """SIGKILL the program with all its processes, and wait until they are gone."""
+        family = self._family()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family)
+        self._warden.wait()
+
+    def send(self, signal_number: int) -> None:
+        """Send a signal to the program and all its processes."""
+        for process in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal_number)
+
     def stop(self) -> None:
         """End it and wait until it is gone; harmless when it is gone already."""
         assert self._warden.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._warden.stdin as order:
             order.write(b".")
         self._warden.wait()
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE, env=self._env, start_new_session=True)
+
+    def _family(self) -> list[psutil.Process]:
+        """The program and its processes, without the warden."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._warden.pid).children(recursive=True)
+        return []
 
     def _last_lines(self) -> str:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""

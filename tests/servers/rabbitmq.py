@@ -1,6 +1,7 @@
 """RabbitMQ for tests: a node of its own, with its own name, cookie and port mapper."""
 
 import secrets
+import shutil
 from pathlib import Path
 
 from tests.servers.process import ServerDirectory, ServerMissingError, answers, find_program, free_port, run
@@ -10,7 +11,11 @@ _METHOD_FRAME = b"\x01"
 
 
 class RabbitServer:
-    """A running RabbitMQ node."""
+    """A running RabbitMQ node.
+
+    Attributes:
+        process: the server itself.
+    """
 
     def __init__(self) -> None:
         """Start it; about 6 s."""
@@ -38,6 +43,13 @@ class RabbitServer:
         run([self._control, "eval", script], env=self._env)
         return self.url.removesuffix("/") + name
 
+    def restart(self, *, empty: bool) -> None:
+        """Start it again after it was killed, with its durable queues or with nothing."""
+        if empty:
+            shutil.rmtree(self._env["RABBITMQ_MNESIA_BASE"])
+        self.process.start_again()
+        self._wait()
+
     def close(self) -> None:
         """Stop it and delete its files."""
         self._directory.close()
@@ -47,8 +59,11 @@ class RabbitServer:
         mapper_port = int(self._env["ERL_EPMD_PORT"])
         mapper = self._directory.start("epmd", [find_program("epmd")], env=self._env)
         mapper.wait_until(lambda: answers(mapper_port))
-        server = self._directory.start("rabbitmq", [programs / "rabbitmq-server"], env=self._env)
-        server.wait_until(lambda: answers(self._port, _AMQP_GREETING, _METHOD_FRAME))
+        self.process = self._directory.start("rabbitmq", [programs / "rabbitmq-server"], env=self._env)
+        self._wait()
+
+    def _wait(self) -> None:
+        self.process.wait_until(lambda: answers(self._port, _AMQP_GREETING, _METHOD_FRAME))
 
 
 def _environment(directory: Path, port: int) -> dict[str, str]:

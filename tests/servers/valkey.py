@@ -9,7 +9,11 @@ _NUM_DATABASES = 10_000
 
 
 class ValkeyServer:
-    """A running Valkey server."""
+    """A running Valkey server.
+
+    Attributes:
+        process: the server itself.
+    """
 
     def __init__(self) -> None:
         """Start it; about 0.2 s."""
@@ -20,8 +24,8 @@ class ValkeyServer:
         options = {"port": self._port, "bind": "127.0.0.1", "databases": _NUM_DATABASES, "dir": self._directory.path}
         arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         try:
-            server = self._directory.start("valkey", [program, *arguments, "--save", "", "--appendonly", "no"])
-            server.wait_until(lambda: answers(self._port, b"PING\r\n", b"+PONG"))
+            self.process = self._directory.start("valkey", [program, *arguments, "--save", "", "--appendonly", "no"])
+            self._wait()
         except BaseException:
             self.close()
             raise
@@ -35,9 +39,17 @@ class ValkeyServer:
         """
         return f"redis://127.0.0.1:{self._port}/{next(self._numbers)}"
 
+    def restart(self) -> None:
+        """Start it again after it was killed; it holds nothing."""
+        self.process.start_again()
+        self._wait()
+
     def close(self) -> None:
         """Stop it and delete its files."""
         self._directory.close()
+
+    def _wait(self) -> None:
+        self.process.wait_until(lambda: answers(self._port, b"PING\r\n", b"+PONG"))
 
 
 def _program() -> Path:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from storage import failpoints
 from storage.failpoints import Point
 from storage.open import Storage, open_storage
 from storage.settings import StorageSettings
+from tests.servers import free_port
 
 PIECEWORK = (sys.executable, "-P", "-m", "api.cli")
 START_S = 120.0
@@ -34,7 +34,6 @@ STOP_S = 60.0
 LOOK_S = 0.05
 MODEL = "tiny"
 _STORAGE_URLS = ("database_url", "object_store_url")
-PARTS = ("api", "worker", "scheduler")
 
 
 class Deployment:
@@ -56,7 +55,7 @@ class Deployment:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._embedded = not urls
         own = {name: value for name, value in os.environ.items() if not name.startswith("PIECEWORK_")}
@@ -74,7 +73,7 @@ class Deployment:
         self.api_key = self.create_account("tests")
         self._environment[failpoints.VARIABLE] = str(self._failpoints)
         self.start()
-        if not self._embedded:
+        if self._restarted():
             threading.Thread(target=self._start_what_dies, daemon=True).start()
 
     def command(self, *arguments: str) -> str:
@@ -213,11 +212,8 @@ class Deployment:
 
     def start(self) -> None:
         """Start all parts and wait until operations are accepted."""
-        if self._embedded:
-            self._launch("serve", "serve", "--host", "127.0.0.1", "--port", str(self.port))
-        else:
-            for part in PARTS:
-                self._launch_part(part)
+        for name, arguments in self._parts().items():
+            self._launch(name, *arguments)
         self.wait_until_healthy()
 
     def wait_until_healthy(self) -> None:
@@ -244,16 +240,23 @@ class Deployment:
             time.sleep(LOOK_S)
         return pids
 
+    def _parts(self) -> Mapping[str, Sequence[str]]:
+        """The command line of each part, by its name."""
+        address = ("--host", "127.0.0.1", "--port", str(self.port))
+        if self._embedded:
+            return {"serve": ("serve", *address)}
+        return {"api": ("api", *address), "worker": ("worker",), "scheduler": ("scheduler",)}
+
+    def _restarted(self) -> Mapping[str, Sequence[str]]:
+        """The parts that are started again when they die; embedded the supervisor does that for those it has."""
+        return {} if self._embedded else self._parts()
+
     def _start_what_dies(self) -> None:
         while not self._closing.wait(LOOK_S):
             with self._lock:
-                dead = [name for name, child in self._children.items() if name in PARTS and child.poll() is not None]
-                for name in dead:
-                    self._launch_part(name)
-
-    def _launch_part(self, name: str) -> None:
-        address = ("--host", "127.0.0.1", "--port", str(self.port)) if name == "api" else ()
-        self._launch(name, name, *address)
+                for name, arguments in self._restarted().items():
+                    if name in self._children and self._children[name].poll() is not None:
+                        self._launch(name, *arguments)
 
     def _launch(self, name: str, *arguments: str, settings: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         with (self.directory / f"{name}.log").open("ab") as log:
@@ -273,10 +276,3 @@ def _family(pid: int) -> Sequence[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
