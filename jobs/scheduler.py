@@ -26,7 +26,6 @@ log = structlog.get_logger()
 
 LEADER_LOCK = 7_263_511_902  # any number, as long as only schedulers use it
 LEADER_RETRY_S = 1.0
-OBJECT_SWEEP_S = 60.0
 
 
 def main() -> None:
@@ -59,7 +58,7 @@ def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Even
         args=[storage.database, dispatcher, publisher, settings, reminders],
         id="sweep",
     )
-    scheduler.add_job(dispatcher.announce_sweep, "interval", seconds=OBJECT_SWEEP_S, id="sweep_objects")
+    scheduler.add_job(dispatcher.announce_sweep, "interval", seconds=settings.object_sweep_s, id="sweep_objects")
     scheduler.start()
     while not stopping.wait(LEADER_RETRY_S) and leads.is_set():
         pass

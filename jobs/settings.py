@@ -43,6 +43,9 @@ class JobsSettings(BaseSettings):
     )
     safety_read_s: float = Field(1.0, description="how often waiting polls are looked up without having been woken")
     sweep_s: float = Field(2.0, description="how often stalled work is looked for and announced again")
+    object_sweep_s: float = Field(
+        60.0, description="how often what has expired, and objects that nothing needs any more, are deleted"
+    )
     stalled_after_s: float = Field(
         4.0, description="work that waits this long while nobody holds its run's lease is announced again"
     )
