@@ -8,9 +8,13 @@ PIP        := -m pip install -qq --no-compile --disable-pip-version-check
 PYTEST     := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.plugins.suite_times
 BASE_MODEL ?= starter
 ARGS       ?=
+KILLS      ?= 40
+SEED       ?= 1
+SETUP      ?= embedded
 
 .DEFAULT_GOAL := help
-.PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-mutations check lint types \
+.PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-mutations chaos \
+	check lint types \
 	imports format proto clean
 
 help: ## print this list
@@ -71,6 +75,9 @@ test-cookbook: install ## run the unmodified tinker-cookbook's chat and arithmet
 
 test-mutations: install ## take each guard away in a copy, and see its tests go red; ARGS="checksum lease" takes some
 	@$(BIN)/python -m tests.mutations $(ARGS)
+
+chaos: install test-servers ## kill, stop and cut off a real service while it trains: KILLS=200 SEED=1 SETUP=embedded
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED) --setup $(SETUP) $(ARGS)
 
 # ------------------------------------------------------------------------------------------------------------- checks
 

@@ -1,0 +1,1 @@
+"""Kills, stops and cuts off real processes while real clients train, and checks afterwards that nothing was lost."""

@@ -1,0 +1,148 @@
+"""Each check says no where its sentence does not hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, update
+
+from billing import usage
+from storage import tables
+from storage.journal import Operation
+from storage.open import Storage
+from storage.runs import Run, Session
+from tests.chaos import checks
+from tests.chaos.campaign import STORAGE_CHECKS
+from tests.chaos.clients import Record
+from tests.factories import complete, make_operation, make_run, make_session, make_upload, make_usage
+
+
+def bill(tx: Connection, run: Run, operation: Operation, **used: Any) -> None:
+    """Write an operation's usage record."""
+    usage.record(
+        tx,
+        make_usage(**used),
+        operation_id=operation.id,
+        account_id=run.account_id,
+        session_id=run.session_id,
+        run_id=run.id,
+        sampling_session_id=None,
+        kind=operation.kind,
+        base_model=run.base_model,
+        now=operation.accepted_at,
+    )
+
+
+def a_round(tx: Connection, number: int, *, tokens: int = 10) -> tuple[Run, Operation]:
+    """One completed and billed operation of a script's round."""
+    session: Session = make_session(tx, user_metadata={"script": "supervised", "round": str(number)})
+    run = make_run(tx, session=session)
+    operation = make_operation(tx, run)
+    complete(tx, operation)
+    tx.execute(update(tables.run).where(tables.run.c.id == run.id).values(state_seq=0))
+    bill(tx, run, operation, tokens_trained=tokens)
+    return run, operation
+
+
+def broken(storage: Storage) -> set[str]:
+    """Names of the checks that say no."""
+    return {check.__name__ for check in STORAGE_CHECKS if check(storage)}
+
+
+def test_two_equal_rounds_hold(storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        a_round(tx, 0)
+        a_round(tx, 1)
+
+    # then
+    assert broken(storage) == set()
+
+
+def test_an_operation_that_waits_for_ever_is_found(storage: Storage) -> None:
+    # given an operation that nobody executes
+    with storage.database.begin() as tx:
+        run, _ = a_round(tx, 0)
+        make_operation(tx, run, 1)
+
+    # then
+    assert broken(storage) == {"every_future_is_resolved", "every_run_is_at_its_last_operation"}
+
+
+def test_a_second_round_with_another_bill_is_found(storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        a_round(tx, 0)
+        a_round(tx, 1, tokens=11)
+
+    # then
+    assert broken(storage) == {"billed_tokens_are_those_of_the_undisturbed"}
+
+
+def test_a_completed_operation_that_was_not_billed_is_found(storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        _, operation = a_round(tx, 0)
+        tx.execute(tables.usage_record.delete().where(tables.usage_record.c.operation_id == operation.id))
+
+    # then
+    assert broken(storage) == {"every_completed_operation_has_one_usage_record"}
+
+
+def test_a_failed_operation_that_was_billed_is_found(storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        a_round(tx, 0)
+        tx.execute(update(tables.operation).values(status="failed"))
+
+    # then
+    assert broken(storage) == {"no_operation_failed", "every_completed_operation_has_one_usage_record"}
+
+
+def test_an_object_that_no_row_names_is_found(storage: Storage) -> None:
+    # given
+    storage.objects.put("payloads/run/0000000000000000000-0123456789abcdef.bin", b"lost")
+
+    # then
+    assert broken(storage) == {"no_object_without_a_row"}
+
+
+def test_a_row_whose_object_is_gone_is_found(storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        a_round(tx, 0)
+        tx.execute(update(tables.operation).values(payload_key="payloads/run/none"))
+
+    # then
+    assert broken(storage) == {"no_row_without_its_object"}
+
+
+def test_an_upload_that_nobody_ended_is_found(storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        make_upload(tx, "payloads/run/begun")
+
+    # then
+    assert broken(storage) == {"no_upload_is_left"}
+
+
+def test_a_lease_that_is_held_is_found(storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        a_round(tx, 0)
+        expires_at = storage.database.after(tx, 10.0)
+        tx.execute(update(tables.run).values(lease_worker="w", lease_expires_at=expires_at))
+
+    # then
+    assert broken(storage) == {"nothing_is_held"}
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, 2.0000000000000004, 3.0], [1.0, 2.0, 3.0, 4.0]])
+def test_one_bit_of_difference_is_found(values: list[float]) -> None:
+    # given the undisturbed round and another
+    record = Record(rounds={0: [1.0, 2.0, 3.0], 1: values})
+
+    # then
+    assert checks.results_are_those_of_the_undisturbed({"supervised": record})
+    assert not checks.results_are_those_of_the_undisturbed({"supervised": Record({0: values, 1: values})})
