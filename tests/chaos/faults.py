@@ -94,6 +94,7 @@ def _strike_at_point(service: Service, fault: Fault) -> Struck:
     armed = service.points / fault.target
     action = {Act.POINT_KILL: "kill", Act.POINT_STOP: "stop", Act.POINT_PAUSE: f"pause {fault.lasts_s}"}[fault.act]
     with contextlib.ExitStack() as clean:
+        roles = service.roles()
         draft = service.points / f".{fault.target}"
         draft.write_text(action)
         draft.rename(armed)  # whole, or a process would read an order that is half written
@@ -101,7 +102,7 @@ def _strike_at_point(service: Service, fault: Fault) -> Struck:
         pid = _await_fired(service.points, fault.target)
         if pid is None:
             return Struck(fault)
-        role = service.role_of(pid) or "a process that is gone"
+        role = roles.get(pid) or service.roles().get(pid) or "a process that is gone"
         if fault.act is Act.POINT_STOP:
             time.sleep(fault.lasts_s)
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -84,18 +84,11 @@ class Service(Deployment):
 
     def processes(self, role: str) -> list[psutil.Process]:
         """The running processes of a role, the oldest first."""
-        found = []
-        for child in list(self._children.values()):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                parent = psutil.Process(child.pid)
-                found += [one for one in (parent, *parent.children(recursive=True)) if _role(one) == role]
-        return sorted(found, key=_created_at)
+        return sorted((one for one in self._family() if _role(one) == role), key=_created_at)
 
-    def role_of(self, pid: int) -> str:
-        """What a process is; empty if it is gone."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return _role(psutil.Process(pid))
-        return ""
+    def roles(self) -> Mapping[int, str]:
+        """What every running process is, by its id."""
+        return {one.pid: _role(one) for one in self._family()}
 
     def empty_broker(self) -> None:
         """Kill the embedded broker, and have it begin with nothing."""
@@ -116,6 +109,15 @@ class Service(Deployment):
         self.close()
         self.links["clients"].close()
         return {name: child.returncode for name, child in children.items()}
+
+    def _family(self) -> list[psutil.Process]:
+        """Our children and theirs."""
+        found: list[psutil.Process] = []
+        for child in list(self._children.values()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(child.pid)
+                found += [parent, *parent.children(recursive=True)]
+        return found
 
     def _start(self) -> None:
         """Called by the constructor: start all parts and wait until clients are answered."""
