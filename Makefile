@@ -14,8 +14,7 @@ SETUP      ?= embedded
 
 .DEFAULT_GOAL := help
 .PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-mutations chaos \
-	check lint types \
-	imports format proto clean
+	check lint types imports format proto clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

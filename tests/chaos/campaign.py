@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.settings import JobsSettings
 from storage import sweeper
-from storage.open import Storage, open_storage
+from storage.open import Storage
 from tests.chaos import checks
 from tests.chaos.clients import Clients, ClientsStuckError, Record
 from tests.chaos.faults import Struck, strike
@@ -93,7 +93,7 @@ def run(plan: Plan, directory: Path, on_fault: Callable[[Struck], None]) -> Outc
             stack.callback(servers.close)
         service = Service(directory, write_tiny_model(directory / "model"), servers)
         stack.callback(service.shut_down)
-        clients = Clients(directory / "clients", service.client_url, service.api_key)
+        clients = Clients(directory / "clients", service.url, service.api_key)
         stack.callback(clients.kill)
         try:
             _disturb(plan, service, clients, outcome, on_fault)
@@ -134,14 +134,11 @@ def _violations(service: Service, records: Mapping[str, Record]) -> Iterator[tup
     statuses = service.shut_down()
     unwilling = [f"{name} ended with {code}" for name, code in statuses.items() if code not in ENDED_BY_ITSELF]
     yield "Every part ends by itself on SIGTERM.", unwilling
-    storage = open_storage(service.storage_settings)
-    try:
-        time.sleep(UPLOAD_EXPIRY_S)
+    time.sleep(UPLOAD_EXPIRY_S)
+    with service.storage() as storage:
         _sweep(storage)
         for check in STORAGE_CHECKS:
             yield _sentence(check), check(storage)
-    finally:
-        storage.close()
     yield (
         _sentence(checks.results_are_those_of_the_undisturbed),
         checks.results_are_those_of_the_undisturbed(records),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from storage.failpoints import Point
 from tests.chaos.schedule import AT_POINT, Act, Fault
 from tests.chaos.service import Service
 
@@ -91,13 +92,10 @@ def _strike_server(service: Service, fault: Fault) -> Struck:
 
 def _strike_at_point(service: Service, fault: Fault) -> Struck:
     """Arm it, wait until a process has come by, and let it go on when it was stopped."""
-    armed = service.points / fault.target
     action = {Act.POINT_KILL: "kill", Act.POINT_STOP: "stop", Act.POINT_PAUSE: f"pause {fault.lasts_s}"}[fault.act]
+    roles = service.roles()
     with contextlib.ExitStack() as clean:
-        roles = service.roles()
-        draft = service.points / f".{fault.target}"
-        draft.write_text(action)
-        draft.rename(armed)  # whole, or a process would read an order that is half written
+        service.arm(Point(fault.target), action)
         clean.callback(_forget, service.points, fault.target)
         pid = _await_fired(service.points, fault.target)
         if pid is None:

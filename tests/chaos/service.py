@@ -1,4 +1,4 @@
-"""The service under fire, on either set-up: finds its processes by role, and starts again what died.
+"""The service under fire, on either set-up: all its parts are started again when they die, and can be found by role.
 
 Embedded, `piecework serve` starts its own children again, and this only `serve` itself; deployed, two workers, two api
 processes and a scheduler are kept running as an operator's supervisor would.
@@ -9,19 +9,16 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import threading
-import time
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
-from storage import failpoints
-from storage.settings import StorageSettings
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import Servers
 from tests.servers import free_port
-from tests.setups.deployment import START_S, Deployment
+from tests.setups.deployment import STOP_S, Deployment
 
 LEASE_S = 2.5
 UPLOAD_EXPIRY_S = 3.0
@@ -47,8 +44,6 @@ SETTINGS = {
 
 ROLES = {"api": "api", "worker": "worker", "jobs.scheduler": "scheduler", "api.cli": "supervisor"}
 """By the module that a process runs."""
-RESTART_S = 0.3
-LOOK_S = 0.05
 
 
 class Service(Deployment):
@@ -56,31 +51,27 @@ class Service(Deployment):
 
     Attributes:
         links: what can be cut: the way of the clients, and to each server.
-        points: directory where failpoints are armed.
-        client_url: where clients reach it, through a link.
+        servers: of the deployed set-up.
     """
 
     def __init__(self, directory: Path, model: Path, servers: Servers | None) -> None:
         self.servers = servers
-        self.points = directory / "points"
-        self.points.mkdir()
-        self._parts: dict[str, Sequence[str]] = {}
-        self._ending = threading.Event()
-        self._guard = threading.Thread(target=self._start_again, name="guard", daemon=True)
+        self.links: Mapping[str, Proxy] = {}
         settings = {name: str(value) for name, value in SETTINGS.items()}
-        settings[failpoints.VARIABLE] = str(self.points)
-        super().__init__(directory, model, servers.urls() if servers else None, settings)
-        self._guard.start()
+        super().__init__(directory, model, servers.urls() if servers else None, settings=settings)
+
+    def start(self) -> None:
+        """Start all parts behind their links, and wait until clients are answered."""
+        self._ports = [self.port] if self.servers is None else [self.port, free_port()]
+        clients = Proxy(*self._ports)
+        self.links = {"clients": clients, **(self.servers.links if self.servers else {})}
+        self.url = f"http://127.0.0.1:{clients.port}"
+        super().start()
 
     @property
-    def storage_settings(self) -> StorageSettings:
-        """How to look at what it has stored, past all proxies."""
-        urls = self.servers.direct_urls if self.servers else {}
-        return StorageSettings(
-            data_dir=self.directory / "data",
-            database_url=urls.get("PIECEWORK_DATABASE_URL", ""),
-            object_store_url=urls.get("PIECEWORK_OBJECT_STORE_URL", ""),
-        )
+    def points(self) -> Path:
+        """Where armed points lie, and those that fired."""
+        return self._failpoints
 
     def processes(self, role: str) -> list[psutil.Process]:
         """The running processes of a role, the oldest first."""
@@ -99,16 +90,34 @@ class Service(Deployment):
                     shutil.rmtree(entry)
                 broker.kill()
 
-    def shut_down(self) -> Mapping[str, int]:
-        """SIGTERM to all parts; their exit statuses. Called again, it does nothing."""
-        if self._ending.is_set():
+    def shut_down(self) -> Mapping[str, int | None]:
+        """SIGTERM to all parts; their exit statuses, None for what had to be killed. Called again, it does nothing."""
+        if self._closing.is_set():
             return {}
-        self._ending.set()
-        self._guard.join()
-        children = dict(self._children)
+        self._closing.set()
+        with self._lock:
+            children, family = dict(self._children), self._family()
+        for child in children.values():
+            child.terminate()
+        statuses = {name: _wait(child) for name, child in children.items()}
+        statuses |= {f"{_role(left)} {left.pid}": None for left in family if left.is_running() and _role(left)}
         self.close()
+        return statuses
+
+    def close(self) -> None:
+        """Stop everything, links too."""
+        super().close()
         self.links["clients"].close()
-        return {name: child.returncode for name, child in children.items()}
+
+    def _parts(self) -> Mapping[str, Sequence[str]]:
+        parts = dict(super()._parts())
+        if self.servers is not None:
+            parts["api-1"] = ("api", "--host", "127.0.0.1", "--port", str(self._ports[1]))
+            parts["worker-1"] = ("worker",)
+        return parts
+
+    def _restarted(self) -> Mapping[str, Sequence[str]]:
+        return self._parts()
 
     def _family(self) -> list[psutil.Process]:
         """Our children and theirs."""
@@ -119,33 +128,14 @@ class Service(Deployment):
                 found += [parent, *parent.children(recursive=True)]
         return found
 
-    def _start(self) -> None:
-        """Called by the constructor: start all parts and wait until clients are answered."""
-        ports = [self.port] if self.servers is None else [self.port, free_port()]
-        clients = Proxy(*ports)
-        self.links = {"clients": clients, **(self.servers.links if self.servers else {})}
-        self.client_url = self.url = f"http://127.0.0.1:{clients.port}"
-        if self.servers is None:
-            self._parts = {"serve": ("serve", "--host", "127.0.0.1", "--port", str(self.port))}
-        else:
-            self._parts = {
-                f"api-{number}": ("api", "--host", "127.0.0.1", "--port", str(port))
-                for number, port in enumerate(ports)
-            }
-            self._parts |= {"worker-0": ("worker",), "worker-1": ("worker",), "scheduler": ("scheduler",)}
-        for name, arguments in self._parts.items():
-            self._launch(name, *arguments)
-        deadline = time.monotonic() + START_S
-        while not self._is_healthy():
-            assert time.monotonic() < deadline, f"not healthy after {START_S} s:\n{self.log()}"
-            time.sleep(LOOK_S)
 
-    def _start_again(self) -> None:
-        """The guard: whatever of our own children ends is started again a moment later."""
-        while not self._ending.wait(RESTART_S):
-            for name, child in list(self._children.items()):
-                if child.poll() is not None:
-                    self._launch(name, *self._parts[name])
+def _wait(child: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        return None
 
 
 def _role(process: psutil.Process) -> str:
