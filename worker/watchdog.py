@@ -14,11 +14,11 @@ import faulthandler
 import os
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
 from storage.deaths import UNSEEN_EXIT_STATUS
-from worker.loop import EngineLoop
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -33,10 +33,28 @@ GRACE_S = 2.0
 LAST_WORDS_S = 10.0
 
 
+class Engine(Protocol):
+    """What is looked at."""
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long it has made no progress."""
+        ...
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it ends because it was asked to."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        ...
+
+
 class Watchdog(threading.Thread):
     """Looks after one engine."""
 
-    def __init__(self, engine: EngineLoop, settings: WorkerSettings, *, confess: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, settings: WorkerSettings, *, confess: Callable[[], None]) -> None:
         """Make it; `start` lets it look.
 
         Args:
