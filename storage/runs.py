@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, exists, func, or_, select, update
+from sqlalchemy import Connection, Select, and_, exists, func, or_, select, update
 
 from storage import ids, rows, tables
 from storage.errors import RowNotFoundError
@@ -240,6 +240,18 @@ def list_runs(
     if session_id is not None:
         query = query.where(table.session_id == session_id)
     return [Run(**row._mapping) for row in tx.execute(query.limit(limit).offset(offset))]
+
+
+def without_client(tx: Connection, run_ids: Iterable[str], *, silent_since: datetime) -> set[str]:
+    """Those of these runs whose client has finished its session, or was last heard of before `silent_since`."""
+    run, session = tables.run, tables.session
+    silent = and_(session.c.heartbeat_at < silent_since, run.c.last_request_at < silent_since)
+    query = (
+        select(run.c.id)
+        .join(session, session.c.id == run.c.session_id)
+        .where(run.c.id.in_(list(run_ids)), or_(session.c.finished_at.is_not(None), silent))
+    )
+    return set(tx.execute(query).scalars())
 
 
 def count_runs(tx: Connection, account_id: str) -> int:

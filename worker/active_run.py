@@ -68,6 +68,8 @@ class ActiveRun:
     write_after: float = 0.0
     write_failures: int = 0
     void: bool = False
+    without_client: bool = False
+    """Whether its client is gone: what is queued is executed, and then it is parked at once."""
     may_have_more: bool = True
     """Set when the journal may hold operations that are not in `queue` yet."""
     idle: threading.Event = field(default_factory=threading.Event)

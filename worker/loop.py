@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from storage import failpoints, journal, leases, workers
+from storage import failpoints, journal, leases, runs, workers
 from storage.errors import DatabaseUnavailableError
 from storage.failpoints import Point
 from storage.leases import Lease
@@ -98,8 +98,11 @@ class EngineLoop(threading.Thread):
             kept = set(leases.renew(tx, asked, expires_at=expires_at))
             journal.renew_claims(tx, list(claimed), worker_id=self._worker_id, expires_at=expires_at)
             standing = journal.standing_claims(tx, list(claimed), worker_id=self._worker_id)
+            silent_since = database.after(tx, -self._settings.client_silent_s)
+            alone = runs.without_client(tx, [lease.run_id for lease in asked], silent_since=silent_since)
             workers.record_seen(tx, self._worker_id, now=database.now(tx))
         failpoints.reach(Point.LEASES_RENEWED)
+        self.roster.note_without_client(alone)
         for lease in self.roster.drop_all_but(kept, asked):
             log.warning("lease_lost", run=lease.run_id, epoch=lease.epoch)
         self._samples.note_lost([claimed[operation_id] for operation_id in claimed if operation_id not in standing])

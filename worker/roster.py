@@ -138,6 +138,12 @@ class Roster:
                     run.void = True
         return lost
 
+    def note_without_client(self, run_ids: Collection[str]) -> None:
+        """These runs' clients are gone; those of all others are there."""
+        with self._lock:
+            for run in self._runs.values():
+                run.without_client = run.id in run_ids
+
     def base_models(self) -> set[str]:
         """Base models that must stay in memory."""
         with self._lock:
@@ -169,7 +175,10 @@ class Roster:
             return [run for run in self._runs.values() if not run.void]
 
     def remove_cold(self, *, warm_s: float, num_max: int) -> list[ActiveRun]:
-        """Take out runs that are void, cold or too many, and return them: what is left of their leases is to go."""
+        """Take out runs that are void, cold or too many, and return them: what is left of their leases is to go.
+
+        Cold is an idle run, written back, that was not used for `warm_s` or whose client is gone.
+        """
         now = time.monotonic()
         with self._lock:
             void = [run for run in self._runs.values() if run.void and not run.writing]
@@ -182,7 +191,11 @@ class Roster:
             idle = [run for run in self._runs.values() if run.is_idle and not run.is_dirty and not run.writing]
             surplus = len(self._runs) - num_max
             oldest_first = sorted(idle, key=lambda run: run.used_at)
-            cold = [run for place, run in enumerate(oldest_first) if place < surplus or now - run.used_at > warm_s]
+            cold = [
+                run
+                for place, run in enumerate(oldest_first)
+                if place < surplus or now - run.used_at > warm_s or run.without_client
+            ]
             for run in cold:
                 del self._runs[run.id]
         return void + cold

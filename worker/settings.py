@@ -35,6 +35,9 @@ class WorkerSettings(BaseSettings):
     )
     samples_max: int = Field(256, description="sample operations claimed at once")
     warm_s: float = Field(30.0, description="an idle run is kept warm (lease and state) this long")
+    client_silent_s: float = Field(
+        60.0, description="an idle run whose client has not been heard of this long is not kept warm; nothing is lost"
+    )
     writeback_s: float = Field(
         1.0, ge=0, description="least time from the beginning of one snapshot of a run to that of its next"
     )
