@@ -23,6 +23,7 @@ from storage.runs import SamplingSession
 from worker.engine.adapter import Adapter
 from worker.engine.adapter_file import read_adapter
 from worker.engine.base_model import BaseModel
+from worker.engine.numerics import HEAD_ROWS, SEGMENT_TOKENS, is_deterministic
 from worker.engine.trainer import Trainer
 from worker.errors import ModelUnavailableError
 from worker.sampler.sampler import Sampler
@@ -101,13 +102,22 @@ class BaseModels:
             served = base_models.get_base_model(tx, name)
         directory = fetch_files(self._storage, served, self._settings.cache_dir.expanduser())
         dtype = served.dtype if self._settings.dtype == "auto" else self._settings.dtype
-        base = BaseModel.load(directory, name=name, device=self._device, dtype=getattr(torch, dtype))
-        log.info("base_model_loaded", base_model=name, parameters=base.num_parameters, dtype=dtype)
+        base = BaseModel.load(
+            directory,
+            name=name,
+            device=self._device,
+            dtype=getattr(torch, dtype),
+            deterministic=is_deterministic(self._settings.deterministic, self._device),
+        )
+        log.info("base_model_loaded", base_model=name, parameters=base.num_parameters, numerics=base.numerics)
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         return ResidentModel(base, self._trainer(base), self._sampler(base, tokenizer))
 
     def _trainer(self, base: BaseModel) -> Trainer:
-        return Trainer(base, tokens_max=self._settings.tokens_max, logprobs_chunk=self._settings.logprobs_chunk)
+        tokens_max, chunk = self._settings.tokens_max, self._settings.logprobs_chunk
+        if base.deterministic:  # bits depend on where an operation is cut, so no setting may decide it
+            return Trainer(base, tokens_max=tokens_max, segment_tokens=SEGMENT_TOKENS, logprobs_chunk=HEAD_ROWS)
+        return Trainer(base, tokens_max=tokens_max, logprobs_chunk=chunk)
 
     def _sampler(self, base: BaseModel, tokenizer: Any) -> Sampler:
         return Sampler(

@@ -21,9 +21,14 @@ class WorkerSettings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of base weights; auto takes what the model was added with"
     )
-    threads: int = Field(0, description="CPU threads of torch; 0: what torch chooses")
-    tokens_max: int = Field(4096, description="tokens of one packed training pass (a longer single datum goes alone)")
-    logprobs_chunk: int = Field(1024, description="tokens whose logits exist at once")
+    deterministic: Literal["auto", "on", "off"] = Field(
+        "auto", description="results bit for bit the same in any company and on any worker alike; auto: on CPU only"
+    )
+    threads: int = Field(0, description="CPU threads of torch; 0: what torch chooses. Bits depend on it")
+    tokens_max: int = Field(
+        4096, description="tokens of one packed training pass (a longer datum or segment goes alone)"
+    )
+    logprobs_chunk: int = Field(1024, description="tokens whose logits exist at once; 256 if deterministic")
     kv_tokens_max: int = Field(65_536, description="tokens whose keys and values the sampler keeps")
     sequences_max: int = Field(64, description="sequences sampled in one step")
     base_models_max: int = Field(2, description="base models kept in memory")

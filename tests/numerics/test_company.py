@@ -12,7 +12,7 @@ from jobs.operations import Failure, ForwardBackward, ForwardBackwardOutcome, Lo
 from tests.worker.engine.factories import make_operation, make_state, make_trainer
 from tests.worker.engine.models import ARCHITECTURES, make_base_model, make_model
 from worker.engine.base_model import BaseModel
-from worker.engine.rows import padded_rows, rows_product
+from worker.engine.rows import Products
 from worker.engine.run_state import RunState
 from worker.engine.trainer import Trainer, TrainRequest
 
@@ -138,23 +138,36 @@ def test_failing_neighbour_changes_nothing(architecture: str) -> None:
     assert torch.equal(together.gradients.flat, alone.gradients.flat)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("width_out", "width_in"), [(96, 32), (24, 32), (768, 256), (32, 1024), (1, 32), (32, 1), (2, 48)]
+    ("width_out", "width_in"),
+    [
+        (96, 32),
+        (24, 32),
+        (768, 256),
+        (32, 1024),
+        (1, 32),
+        (32, 1),
+        (2, 48),
+        (2, 333),
+        (5, 8),
+        (7, 40),
+        (8, 333),
+        (40, 5),
+    ],
 )
-def test_rows_of_a_product_do_not_depend_on_their_number(width_out: int, width_in: int) -> None:
+def test_rows_of_a_product_do_not_depend_on_their_number(width_out: int, width_in: int, dtype: torch.dtype) -> None:
     # given
     torch.set_num_threads(2)
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(width_out, width_in, generator=generator)
-    x = torch.randn(400, width_in, generator=generator)
-    dy = torch.randn(400, width_out, generator=generator)
+    weight = torch.randn(width_out, width_in, generator=generator).to(dtype)
+    x = torch.randn(400, width_in, generator=generator).to(dtype)
+    dy = torch.randn(400, width_out, generator=generator).to(dtype)
+    products = Products(exact=True)
     for rows, matrix in ((x, weight.t()), (dy, weight)):
-        whole = rows_product(rows, matrix)
-        # when, then
-        for count in (*range(1, 40), 100, 333):
-            assert torch.equal(rows_product(rows[:count], matrix), whole[:count]), count
-            assert torch.equal(rows_product(rows[5 : 5 + count], matrix), whole[5 : 5 + count]), count
-
-
-def test_padding_never_takes_rows_away() -> None:
-    assert [padded_rows(n) for n in (1, 4, 5, 8, 9, 12, 13, 100)] == [4, 4, 8, 8, 12, 12, 13, 100]
+        for product in (products.frozen, products.adapted):
+            whole = product(rows, matrix)
+            # when, then
+            for count in (*range(1, 40), 100, 333):
+                assert torch.equal(product(rows[:count], matrix), whole[:count]), count
+                assert torch.equal(product(rows[5 : 5 + count], matrix), whole[5 : 5 + count]), count

@@ -75,12 +75,7 @@ def check_reproduced(base_model: BaseModel, expected: list[Tensor]) -> None:
     Raises:
         UnsupportedModelError: they differ by more than rounding.
     """
-    sequences = _sequences(base_model.config.vocab_size)
-    tokens_T = torch.cat(sequences).to(base_model.device)
-    positions_T = torch.cat([torch.arange(len(tokens)) for tokens in sequences]).to(base_model.device)
-    first, total = len(sequences[0]), len(tokens_T)
-    attention = PackedAttention([(0, first), (first, total)], total)
-    hidden_TD = base_model.hidden(tokens_T, positions_T, segments=[], attention=attention)
+    hidden_TD = _hidden(base_model, _sequences(base_model.config.vocab_size))
     logits_TV, wanted_TV = base_model.logits(hidden_TD, []), torch.cat(expected)
     error = (torch.linalg.vector_norm(logits_TV - wanted_TV) / torch.linalg.vector_norm(wanted_TV)).item()
     if not error < _TOLERANCE.get(base_model.dtype, _COARSE_TOLERANCE):
@@ -88,6 +83,35 @@ def check_reproduced(base_model: BaseModel, expected: list[Tensor]) -> None:
             f"{base_model.name}: a packed pass gives other logits than the model itself (relative error {error:.1e}); "
             f"{base_model.config.model_type} does something the engine does not support. Choose another base model"
         )
+
+
+@torch.no_grad()
+def check_company(base_model: BaseModel) -> None:
+    """Compare sequences' hidden states alone with those in company, bit for bit.
+
+    Raises:
+        UnsupportedModelError: they differ.
+    """
+    longer, company = _sequences(base_model.config.vocab_size)
+    shorter = longer[:1]
+    together_TD = _hidden(base_model, [company, longer, shorter])[len(company) :]
+    alone_TD = torch.cat([_hidden(base_model, [longer]), _hidden(base_model, [shorter])])
+    if not torch.equal(together_TD, alone_TD):
+        raise UnsupportedModelError(
+            f"{base_model.name}: a sequence has other bits alone than in company on {base_model.device}, so the "
+            "deterministic setting cannot hold here: set PIECEWORK_DETERMINISTIC=off"
+        )
+
+
+def _hidden(base_model: BaseModel, sequences: list[Tensor]) -> Tensor:
+    tokens_T = torch.cat(sequences).to(base_model.device)
+    positions_T = torch.cat([torch.arange(len(tokens)) for tokens in sequences]).to(base_model.device)
+    spans: list[tuple[int, int]] = []
+    for tokens in sequences:
+        start = spans[-1][1] if spans else 0
+        spans.append((start, start + len(tokens)))
+    attention = PackedAttention(spans, len(tokens_T))
+    return base_model.hidden(tokens_T, positions_T, segments=[], attention=attention)
 
 
 def _sequences(vocab_size: int) -> list[Tensor]:

@@ -19,12 +19,13 @@ from transformers.utils import logging as transformers_logging
 
 from jobs.operations import LoraConfig
 from worker.engine.adapter import Layout
-from worker.engine.architecture import check_config, check_reproduced, reference_logits
+from worker.engine.architecture import check_company, check_config, check_reproduced, reference_logits
 from worker.engine.attention import ATTENTION_NAME, Attention, TruncatedAttention
 from worker.engine.errors import UnsupportedModelError
 from worker.engine.experts import LoraExperts
-from worker.engine.lora import Delta, LoraScope, Segment
-from worker.engine.rows import padded_rows, rows_product
+from worker.engine.lora import Delta, LoraLinear, LoraScope, Segment
+from worker.engine.numerics import describe
+from worker.engine.rows import Products
 from worker.engine.sites import LoraSites, wrap
 
 
@@ -41,18 +42,27 @@ class BaseModel:
         num_parameters: of the base model, each counted once.
         matmul_parameters: numbers that a token is multiplied with: linear modules, its active experts, the output
             projection.
+        products: how matrix products are taken; exact ones give a row the same bits in any company.
     """
 
-    def __init__(self, model: Any, *, name: str, eos_token_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        name: str,
+        eos_token_ids: tuple[int, ...] = (),
+        deterministic: bool | None = None,
+    ) -> None:
         """Take over a transformers model that is on its device; use `load` for one on disk.
 
         Args:
             model: frozen from here on, and changed: its linear modules are wrapped.
             name: the name it is served under.
             eos_token_ids: tokens that end a text.
+            deterministic: whether results are the same bit for bit in any company; None: on CPU.
 
         Raises:
-            UnsupportedModelError: the engine would not compute what the model computes.
+            UnsupportedModelError: the engine would not compute what the model computes, or not the same in any company.
         """
         check_config(model.config)
         model.eval().requires_grad_(False)
@@ -65,15 +75,28 @@ class BaseModel:
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         expected = reference_logits(model)
         self._model = model
-        self._scope = LoraScope()
+        self.products = Products(exact=self.device.type == "cpu" if deterministic is None else deterministic)
+        self._scope = LoraScope(self.products)
         self._head: nn.Linear = model.get_output_embeddings()
         self._sites: LoraSites = wrap(model, self._scope)
         self.matmul_parameters = _matmul_parameters(model, self._head)
         model.set_attn_implementation(ATTENTION_NAME)
+        if self.deterministic:
+            self._try_products()
         check_reproduced(self, expected)
+        if self.deterministic:
+            check_company(self)
 
     @classmethod
-    def load(cls, directory: Path, *, name: str, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    def load(
+        cls,
+        directory: Path,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        deterministic: bool | None = None,
+    ) -> BaseModel:
         """Load a model from a directory in Hugging Face's layout: safetensors only, no code from the directory.
 
         Args:
@@ -81,6 +104,7 @@ class BaseModel:
             name: the name it is served under.
             device: where weights live and passes run.
             dtype: of the base weights; adapters are fp32 all the same.
+            deterministic: whether results are the same bit for bit in any company; None: on CPU.
 
         Raises:
             UnsupportedModelError: the files cannot be used, or the engine would not compute what the model computes.
@@ -97,7 +121,18 @@ class BaseModel:
             )
         except (OSError, ValueError) as error:
             raise UnsupportedModelError(f"{name}: transformers cannot load the model: {error}") from error
-        return cls(model.to(device), name=name, eos_token_ids=_eos_token_ids(directory, config))
+        ids = _eos_token_ids(directory, config)
+        return cls(model.to(device), name=name, eos_token_ids=ids, deterministic=deterministic)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether what an operation computes is the same bit for bit in any company."""
+        return self.products.exact
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        """What bits depend on beside the operation: two workers that say the same here compute the same."""
+        return describe(self.device, self.dtype, self.products)
 
     def layout(self, lora: LoraConfig) -> Layout:
         """Where a run of this configuration has A and B, and of which shapes.
@@ -105,7 +140,10 @@ class BaseModel:
         Raises:
             UnsupportedAdapterError: nothing is to be trained, or the model has no such place.
         """
-        return self._sites.layout(lora)
+        layout = self._sites.layout(lora)
+        if self.deterministic:
+            self._try_factors(layout)
+        return layout
 
     def hidden(
         self, tokens_T: Tensor, positions_T: Tensor, *, segments: Sequence[Segment], attention: Attention
@@ -123,7 +161,7 @@ class BaseModel:
             `[T, D]` in the base dtype.
         """
         num_tokens = tokens_T.shape[0]
-        missing = padded_rows(num_tokens) - num_tokens if self.device.type == "cpu" else 0
+        missing = self.products.padded_rows(num_tokens) - num_tokens if self.deterministic else 0
         if missing:
             tokens_T, positions_T = _pad(tokens_T, missing), _pad(positions_T, missing)
             attention = TruncatedAttention(attention, num_tokens)
@@ -157,12 +195,34 @@ class BaseModel:
         Returns:
             `[T, V]` fp32.
         """
-        logits_TV = rows_product(hidden_TD, self.head_weight.t()).float()
+        logits_TV = self.products.frozen(hidden_TD, self.head_weight.t()).float()
         for segment in segments:
-            delta = Delta.of_segment(segment, self.head_site)
+            delta = Delta.of_segment(segment, self.head_site, self.products)
             if delta is not None:
                 delta.add(logits_TV, hidden_TD)
         return logits_TV
+
+    def _try_products(self) -> None:
+        """Find the rules of all products with frozen weights, forward and backward."""
+        for module in self._model.modules():
+            if isinstance(module, LoraLinear):
+                self._try_both(module.weight)
+            elif isinstance(module, LoraExperts):
+                self._try_both(module.gate_up_proj[0])
+                self._try_both(module.down_proj[0])
+        self._try_both(self.head_weight)
+
+    def _try_both(self, weight_OI: Tensor) -> None:
+        self.products.rule_of_frozen(weight_OI.t())
+        self.products.rule_of_frozen(weight_OI)
+
+    def _try_factors(self, layout: Layout) -> None:
+        """Find the rules of all products with this layout's A and B."""
+        for size_in, size_out in {(site.in_features, site.out_features) for site in layout.sites}:
+            a_RI = torch.empty(layout.rank, size_in, device=self.device)
+            b_OR = torch.empty(size_out, layout.rank, device=self.device)
+            for factor in (a_RI.t(), a_RI, b_OR.t(), b_OR):
+                self.products.rule_of_factor(factor)
 
 
 def _pad(values_T: Tensor, missing: int) -> Tensor:

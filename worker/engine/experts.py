@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
+from worker.engine.elementwise import RowFunction
 from worker.engine.errors import UnsupportedModelError
 from worker.engine.lora import Delta, LoraScope, Segment
-from worker.engine.rows import rows_product
+from worker.engine.rows import Products
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 
@@ -31,7 +34,7 @@ class Piece:
     stop: int
     segment: Segment | None
 
-    def delta_at(self, site: str) -> Delta | None:
+    def delta_at(self, site: str, products: Products) -> Delta | None:
         """What the segment's adapter adds to this expert; None if it has no such site."""
         adapter = self.segment.adapter if self.segment is not None else None
         if self.segment is None or adapter is None or site not in adapter.a:
@@ -39,9 +42,9 @@ class Piece:
         a_RI, b_OR = adapter.a[site][self.expert], adapter.b[site][self.expert]
         gradients = self.segment.gradients
         if gradients is None:
-            return Delta(self.start, self.stop, a_RI, b_OR, adapter.scaling)
+            return Delta(self.start, self.stop, a_RI, b_OR, adapter.scaling, products)
         da_RI, db_OR = gradients.a[site][self.expert], gradients.b[site][self.expert]
-        return Delta(self.start, self.stop, a_RI, b_OR, adapter.scaling, da_RI, db_OR)
+        return Delta(self.start, self.stop, a_RI, b_OR, adapter.scaling, products, da_RI, db_OR)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,42 @@ def route(experts_TK: Tensor, num_experts: int, scope: LoraScope) -> Routing:
     return Routing(torch.argsort(key_S, stable=True), tuple(pieces))
 
 
+class RowRouter(nn.Module):
+    """A model's own router, its product taken so that a token's choice does not depend on the other tokens."""
+
+    def __init__(self, router: nn.Module, products: Products) -> None:
+        super().__init__()
+        self.router = router
+        self._mode = _LinearThroughProducts(products)
+
+    def forward(self, hidden_TD: Tensor) -> Any:
+        """Whatever the router returns."""
+        with self._mode:
+            return self.router(hidden_TD)
+
+
+class _LinearThroughProducts(TorchFunctionMode):
+    def __init__(self, products: Products) -> None:
+        super().__init__()
+        self._products = products
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is linear and len(args) == 2 and not kwargs:
+            return _FrozenLinear.apply(*args, self._products)  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, products: Products) -> Tensor:
+        ctx.weight_OI, ctx.products = weight_OI, products
+        return products.frozen(x_TI, weight_OI.t())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.products.frozen(grads[0].contiguous(), ctx.weight_OI), None, None
+
+
 class LoraExperts(nn.Module):
     """The frozen experts of one layer, and the place where adapters enter them."""
 
@@ -96,8 +135,9 @@ class LoraExperts(nn.Module):
         self.down_proj: Tensor = experts.down_proj  # type: ignore[assignment]
         self.num_experts = self.gate_up_proj.shape[0]
         self.site = site
-        # in a list, so that the original does not become a submodule
-        self._gate: list[Callable[[Tensor], Tensor]] = [experts._apply_gate]  # type: ignore[list-item]
+        gate: Callable[[Tensor], Tensor] = experts._apply_gate  # type: ignore[assignment]
+        self._gate = RowFunction(gate, of_one_number=False) if scope.products.exact else gate
+        self.products = scope.products
         self._scope = scope
 
     def forward(self, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
@@ -106,35 +146,31 @@ class LoraExperts(nn.Module):
         routing = route(experts_TK, self.num_experts, self._scope)
         x_SD = hidden_TD[routing.order // num_choices]
         gate_up_SO = self._linear(GATE_UP, x_SD, routing)
-        gated_SI = self._gated(gate_up_SO, routing)
-        y_SD = self._linear(DOWN, gated_SI, routing)
+        y_SD = self._linear(DOWN, self._gate(gate_up_SO), routing)
         unsorted_SD = y_SD[torch.argsort(routing.order)]
         weighted_TKD = unsorted_SD.view(num_tokens, num_choices, -1) * weights_TK[..., None]
-        return weighted_TKD.sum(1).to(hidden_TD.dtype)
+        total_TD = weighted_TKD[:, 0]
+        for choice in range(1, num_choices):  # `sum` may add in an order that depends on the number of tokens
+            total_TD = total_TD + weighted_TKD[:, choice]
+        return total_TD.to(hidden_TD.dtype)
 
     def _linear(self, name: str, x_SI: Tensor, routing: Routing) -> Tensor:
-        site = f"{self.site}.{name}"
-        y_SO: Tensor = _ExpertsLinear.apply(x_SI, getattr(self, name), site, routing)  # type: ignore[no-untyped-call]
+        y_SO: Tensor = _ExpertsLinear.apply(x_SI, self, name, routing)  # type: ignore[no-untyped-call]
         return y_SO
-
-    def _gated(self, gate_up_SO: Tensor, routing: Routing) -> Tensor:
-        if gate_up_SO.device.type != "cpu":
-            return self._gate[0](gate_up_SO)
-        sizes = [piece.stop - piece.start for piece in routing.pieces]
-        return torch.cat([self._gate[0](part) for part in torch.split(gate_up_SO, sizes)])
 
 
 class _ExpertsLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_SI: Tensor, weight_EOI: Tensor, site: str, routing: Routing) -> Tensor:
+    def forward(ctx: Any, x_SI: Tensor, module: LoraExperts, name: str, routing: Routing) -> Tensor:
+        weight_EOI, products, site = getattr(module, name), module.products, f"{module.site}.{name}"
         y_SO = x_SI.new_empty(x_SI.shape[0], weight_EOI.shape[1])
         experts = routing.experts()
         for expert, start, stop in experts:
-            y_SO[start:stop] = rows_product(x_SI[start:stop], weight_EOI[expert].t())
-        deltas = [delta for piece in routing.pieces if (delta := piece.delta_at(site)) is not None]
+            y_SO[start:stop] = products.frozen(x_SI[start:stop], weight_EOI[expert].t())
+        deltas = [delta for piece in routing.pieces if (delta := piece.delta_at(site, products)) is not None]
         lows = [delta.add(y_SO, x_SI) for delta in deltas]
         ctx.save_for_backward(x_SI, *lows)
-        ctx.weight_EOI, ctx.deltas, ctx.experts = weight_EOI, deltas, experts
+        ctx.weight_EOI, ctx.products, ctx.deltas, ctx.experts = weight_EOI, products, deltas, experts
         return y_SO
 
     @staticmethod
@@ -143,7 +179,7 @@ class _ExpertsLinear(torch.autograd.Function):
         x_SI, *lows = ctx.saved_tensors
         dx_SI = torch.empty_like(x_SI)
         for expert, start, stop in ctx.experts:
-            dx_SI[start:stop] = rows_product(dy_SO[start:stop], ctx.weight_EOI[expert])
+            dx_SI[start:stop] = ctx.products.frozen(dy_SO[start:stop], ctx.weight_EOI[expert])
         for delta, low_NR in zip(ctx.deltas, lows, strict=True):
             delta.add_backward(dx_SI, dy_SO, x_SI, low_NR)
         return dx_SI, None, None, None
@@ -152,6 +188,11 @@ class _ExpertsLinear(torch.autograd.Function):
 def is_experts(module: nn.Module) -> bool:
     """Whether the module holds the stacked weights of experts."""
     return isinstance(getattr(module, GATE_UP, None), nn.Parameter) and hasattr(module, "num_experts")
+
+
+def is_router(module: nn.Module) -> bool:
+    """Whether the module chooses experts, and is no linear module itself."""
+    return isinstance(getattr(module, "weight", None), nn.Parameter) and hasattr(module, "top_k")
 
 
 def _check_supported(experts: nn.Module) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from worker.engine.base_model import BaseModel
 from worker.engine.lora import Delta, Segment
-from worker.engine.rows import rows_product
 
 
 def target_logprobs(
@@ -52,9 +51,9 @@ class _Head:
             yield slice(start, min(start + self.chunk, num_rows))
 
     def forward(self, hidden_CD: Tensor) -> tuple[Tensor, Delta | None, Tensor | None]:
-        logits_CV = rows_product(hidden_CD, self.base_model.head_weight.t()).float()
+        logits_CV = self.base_model.products.frozen(hidden_CD, self.base_model.head_weight.t()).float()
         segment = replace(self.segment, start=0, stop=hidden_CD.shape[0])
-        delta = Delta.of_segment(segment, self.base_model.head_site)
+        delta = Delta.of_segment(segment, self.base_model.head_site, self.base_model.products)
         return logits_CV, delta, delta.add(logits_CV, hidden_CD) if delta is not None else None
 
 
@@ -80,7 +79,7 @@ class _TargetLogprobs(torch.autograd.Function):
             # ∂ℓ_k/∂logits = onehot(target_k) − softmax
             dlogits_CV = torch.softmax(logits_CV, dim=-1).mul_(-grad_CK.sum(1, keepdim=True))
             dlogits_CV.scatter_add_(1, targets_NK[rows], grad_CK)
-            dhidden_CD = rows_product(dlogits_CV.to(hidden_CD.dtype), head.base_model.head_weight)
+            dhidden_CD = head.base_model.products.frozen(dlogits_CV.to(hidden_CD.dtype), head.base_model.head_weight)
             if delta is not None and low_CR is not None:
                 delta.add_backward(dhidden_CD, dlogits_CV, hidden_CD, low_CR)
             parts.append(dhidden_CD)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine.adapter import Adapter, Factors
-from worker.engine.rows import rows_product
+from worker.engine.rows import Products
 
 GradientBuffers = Factors
 """Where the gradients of a segment are added, A and B by site."""
@@ -39,9 +39,10 @@ class Segment:
 
 
 class LoraScope:
-    """The segments of the pass that is running; every wrapped module of a base model looks here."""
+    """The segments of the pass that is running, and how products are taken; every wrapped module looks here."""
 
-    def __init__(self) -> None:
+    def __init__(self, products: Products) -> None:
+        self.products = products
         self.segments: tuple[Segment, ...] = ()
         self.spans: tuple[tuple[int, int], ...] = ()
         """`[start, stop)` of every segment and of every gap between them, covering all rows in order."""
@@ -58,7 +59,7 @@ class LoraScope:
 
     def deltas_at(self, site: str) -> list[Delta]:
         """What the adapters of the pass add at a linear site."""
-        deltas = (Delta.of_segment(segment, site) for segment in self.segments)
+        deltas = (Delta.of_segment(segment, site, self.products) for segment in self.segments)
         return [delta for delta in deltas if delta is not None]
 
 
@@ -88,6 +89,7 @@ class Delta:
     Attributes:
         a, b: fp32 weights `[R, I]` and `[O, R]`.
         scaling: alpha / rank.
+        products: how products with A and B are taken.
         gradient_a, gradient_b: where gradients are added; None wants none.
     """
 
@@ -96,17 +98,19 @@ class Delta:
     a: Tensor
     b: Tensor
     scaling: float
+    products: Products
     gradient_a: Tensor | None = None
     gradient_b: Tensor | None = None
 
     @classmethod
-    def of_segment(cls, segment: Segment, site: str) -> Delta | None:
+    def of_segment(cls, segment: Segment, site: str, products: Products) -> Delta | None:
         """What the segment's adapter adds at a linear site; None if it has no such site."""
         adapter, gradients = segment.adapter, segment.gradients
         if adapter is None or site not in adapter.a:
             return None
         da, db = (gradients.a[site], gradients.b[site]) if gradients is not None else (None, None)
-        return cls(segment.start, segment.stop, adapter.a[site], adapter.b[site], adapter.scaling, da, db)
+        a_RI, b_OR = adapter.a[site], adapter.b[site]
+        return cls(segment.start, segment.stop, a_RI, b_OR, adapter.scaling, products, da, db)
 
     def add(self, y_TO: Tensor, x_TI: Tensor) -> Tensor:
         """Add `scaling · (x Aᵀ) Bᵀ`, computed in fp32, to the rows of `y_TO`.
@@ -114,22 +118,22 @@ class Delta:
         Returns:
             `scaling · x Aᵀ`, fp32 `[N, R]`, which the backward pass needs.
         """
-        low_NR = rows_product(x_TI[self.start : self.stop].float(), self.a.t()) * self.scaling
-        self._add_rows(y_TO, rows_product(low_NR, self.b.t()))
+        low_NR = self.products.adapted(x_TI[self.start : self.stop].float(), self.a.t()) * self.scaling
+        self._add_rows(y_TO, self.products.adapted(low_NR, self.b.t()))
         return low_NR
 
     def add_backward(self, dx_TI: Tensor, dy_TO: Tensor, x_TI: Tensor, low_NR: Tensor) -> None:
         """Backward of `add`: into the rows of `dx_TI`, and into the gradients."""
         dy_NO = self._rows(dy_TO)
-        dlow_NR = rows_product(dy_NO, self.b) * self.scaling
-        self._add_rows(dx_TI, rows_product(dlow_NR, self.a))
+        dlow_NR = self.products.adapted(dy_NO, self.b) * self.scaling
+        self._add_rows(dx_TI, self.products.adapted(dlow_NR, self.a))
         if self.gradient_a is not None and self.gradient_b is not None:
             self.gradient_a.add_(dlow_NR.t() @ self._rows(x_TI))
             self.gradient_b.add_(dy_NO.t() @ low_NR)
 
     def _rows(self, values_TX: Tensor) -> Tensor:
-        # on CPU a copy: where the rows lie in memory must not choose the kernel
-        return values_TX[self.start : self.stop].to(torch.float32, copy=values_TX.device.type == "cpu")
+        # a copy: where the rows lie in memory must not choose the kernel
+        return values_TX[self.start : self.stop].to(torch.float32, copy=self.products.exact)
 
     def _add_rows(self, y_TO: Tensor, delta_NO: Tensor) -> None:
         rows_NO = y_TO[self.start : self.stop]
@@ -148,53 +152,33 @@ class LoraLinear(nn.Module):
         self.bias = linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.site = site
+        self.products = scope.products
         self._scope = scope
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[…, I]` → `[…, O]`; the leading dimensions together are the rows of the packed batch."""
         x_TI = hidden.reshape(-1, self.in_features)
         deltas = self._scope.deltas_at(self.site)
-        y_TO: Tensor = _LoraLinear.apply(x_TI, self.weight, self.bias, deltas)  # type: ignore[no-untyped-call]
+        y_TO: Tensor = _LoraLinear.apply(x_TI, self, deltas)  # type: ignore[no-untyped-call]
         return y_TO.view(*hidden.shape[:-1], self.out_features)
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, deltas: Sequence[Delta]) -> Tensor:
-        y_TO = rows_product(x_TI, weight_OI.t())
-        if bias_O is not None:
-            y_TO += bias_O
+    def forward(ctx: Any, x_TI: Tensor, linear: LoraLinear, deltas: Sequence[Delta]) -> Tensor:
+        y_TO = linear.products.frozen(x_TI, linear.weight.t())
+        if linear.bias is not None:
+            y_TO += linear.bias
         lows = [delta.add(y_TO, x_TI) for delta in deltas]
         ctx.save_for_backward(x_TI, *lows)
-        ctx.weight_OI, ctx.deltas = weight_OI, deltas
+        ctx.linear, ctx.deltas = linear, deltas
         return y_TO
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         dy_TO = grads[0].contiguous()
         x_TI, *lows = ctx.saved_tensors
-        dx_TI = rows_product(dy_TO, ctx.weight_OI)
+        dx_TI = ctx.linear.products.frozen(dy_TO, ctx.linear.weight)
         for delta, low_NR in zip(ctx.deltas, lows, strict=True):
             delta.add_backward(dx_TI, dy_TO, x_TI, low_NR)
-        return dx_TI, None, None, None
-
-
-class SegmentedActivation(nn.Module):
-    """An activation function applied to each segment by itself.
-
-    Elementwise kernels on CPU treat the ends of a tensor (and of each thread's share) by other code than its middle;
-    with one call per segment, a number's place in the packed batch cannot change its bits.
-    """
-
-    def __init__(self, function: nn.Module, scope: LoraScope) -> None:
-        super().__init__()
-        self.function = function
-        self._scope = scope
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Same shape; the last dimension but one is the rows of the packed batch."""
-        sizes = [stop - start for start, stop in self._scope.spans]
-        if len(sizes) < 2:
-            result: Tensor = self.function(hidden)
-            return result
-        return torch.cat([self.function(part) for part in torch.split(hidden, sizes, dim=-2)], dim=-2)
+        return dx_TI, None, None

@@ -18,8 +18,8 @@ from torch import Tensor
 from jobs.operations import Array, Datum
 
 ROWS = 16
-"""Segments start at multiples of this many rows: fewer than 16 rows lie between them, and all start as aligned in
-memory as the first, on which kernels may depend."""
+"""In deterministic mode segments start at multiples of this many rows: fewer than 16 rows lie between them, and all
+start as aligned in memory as the first, on which kernels may depend."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +30,13 @@ class Chunk:
         operation: index of the operation among those handed in.
         first: index of the first datum within the operation.
         datums: at least one.
+        align: its rows in a pass are its tokens, rounded up to a multiple of this.
     """
 
     operation: int
     first: int
     datums: tuple[Datum, ...]
+    align: int = ROWS
 
     @property
     def num_tokens(self) -> int:
@@ -43,20 +45,20 @@ class Chunk:
 
     @property
     def num_rows(self) -> int:
-        """Rows it takes in a pass: its tokens, rounded up to a multiple of `ROWS`."""
-        return -(-self.num_tokens // ROWS) * ROWS
+        """Rows it takes in a pass."""
+        return -(-self.num_tokens // self.align) * self.align
 
 
-def split(operation: int, datums: Sequence[Datum], *, tokens_max: int) -> list[Chunk]:
+def split(operation: int, datums: Sequence[Datum], *, tokens_max: int, align: int = ROWS) -> list[Chunk]:
     """Cut an operation into chunks of at most `tokens_max` tokens; a longer datum is a chunk of its own."""
     chunks: list[Chunk] = []
     first, tokens = 0, 0
     for index, datum in enumerate(datums):
         if index > first and tokens + len(datum.tokens) > tokens_max:
-            chunks.append(Chunk(operation, first, tuple(datums[first:index])))
+            chunks.append(Chunk(operation, first, tuple(datums[first:index]), align))
             first, tokens = index, 0
         tokens += len(datum.tokens)
-    chunks.append(Chunk(operation, first, tuple(datums[first:])))
+    chunks.append(Chunk(operation, first, tuple(datums[first:]), align))
     return chunks
 
 
@@ -79,7 +81,7 @@ class PackedBatch:
 
     Attributes:
         tokens, positions: int64 `[T]`; positions restart with each datum.
-        spans: `[start, stop)` of each chunk, in the order given; starts are multiples of `ROWS`.
+        spans: `[start, stop)` of each chunk, in the order given; starts are multiples of `Chunk.align`.
         sequences: `[start, stop)` of each datum.
     """
 

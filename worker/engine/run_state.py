@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -27,6 +28,9 @@ from worker.engine.files import (
     write_pieces,
     write_tensors,
 )
+from worker.engine.numerics import differences
+
+log = structlog.get_logger()
 
 SNAPSHOT, CHECKPOINT = "piecework-snapshot", "piecework-checkpoint"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -75,13 +79,15 @@ class RunState:
         adapter: the weights.
         gradients: accumulated since the last optimizer step.
         exp_avg, exp_avg_sq: Adam's moments, laid out as the adapter.
+        numerics: what its bits were computed with, see `worker/engine/numerics.py`.
         step: optimizer steps taken.
         num_accumulated: `forward_backward` operations whose gradients are accumulated.
     """
 
-    def __init__(self, base_model_name: str, adapter: Adapter) -> None:
+    def __init__(self, base_model: BaseModel, adapter: Adapter) -> None:
         """State of a run that has these weights and has done nothing yet."""
-        self.base_model_name = base_model_name
+        self.base_model_name = base_model.name
+        self.numerics = base_model.numerics
         self.lora = adapter.lora
         self.adapter = adapter
         device, layout = adapter.flat.device, adapter.layout
@@ -98,7 +104,7 @@ class RunState:
         Raises:
             UnsupportedAdapterError: the base model has no such adapter.
         """
-        return cls(base_model.name, Adapter.create(base_model.layout(lora), lora, base_model.device))
+        return cls(base_model, Adapter.create(base_model.layout(lora), lora, base_model.device))
 
     @property
     def nbytes(self) -> int:
@@ -116,6 +122,7 @@ class RunState:
         On the engine's thread, which goes on with the state afterwards.
         """
         metadata = {**_identity(SNAPSHOT, self.base_model_name, self.lora, self.adapter.layout), **self._counters()}
+        metadata["numerics"] = json.dumps(self.numerics, sort_keys=True)
         return StateCopy(staging.take(self._stored_buffers()), metadata)
 
     @classmethod
@@ -126,12 +133,13 @@ class RunState:
             UnreadableStateError: damaged, or of another base model or adapter configuration.
         """
         layout = base_model.layout(lora)
-        state = cls(base_model.name, Adapter(layout, _zeros(layout, base_model), lora))
+        state = cls(base_model, Adapter(layout, _zeros(layout, base_model), lora))
         on_host: dict[str, Tensor] = {}
 
         def choose(header: Header) -> dict[str, Tensor]:
             check_metadata(header.metadata, _identity(SNAPSHOT, base_model.name, lora, layout))
             state._read_counters(header.metadata)
+            _warn_of_other_numerics(header.metadata, state)
             wanted = dict.fromkeys(state._stored_buffers(), (layout.numel,))
             if header.shapes != wanted:
                 raise UnreadableStateError(f"snapshot holds {dict(header.shapes)}, this run's holds {wanted}")
@@ -183,7 +191,7 @@ class RunState:
         _check_alpha(metadata, lora)
         layout = base_model.layout(lora)
         weights = {key: tensor for key, tensor in tensors.items() if not key.startswith("optimizer.")}
-        state = cls(base_model.name, Adapter.from_peft(layout, lora, weights, base_model.device))
+        state = cls(base_model, Adapter.from_peft(layout, lora, weights, base_model.device))
         if with_optimizer:
             if metadata.get("kind") != CHECKPOINT:
                 raise UnreadableStateError(
@@ -218,6 +226,13 @@ def _identity(kind: str, base_model_name: str, lora: LoraConfig, layout: Layout)
         "lora": json.dumps(asdict(lora), sort_keys=True),
         "layout": json.dumps(layout.describe(), sort_keys=True),
     }
+
+
+def _warn_of_other_numerics(metadata: Mapping[str, str], state: RunState) -> None:
+    """A run that goes on where bits are other ones is replayed within rounding only, which must not go unnoticed."""
+    changed = differences(json.loads(metadata["numerics"]), state.numerics) if "numerics" in metadata else {}
+    if changed:
+        log.warning("numerics_differ", base_model=state.base_model_name, snapshot_and_here=changed)
 
 
 def _check_alpha(metadata: dict[str, str], lora: LoraConfig) -> None:

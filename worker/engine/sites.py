@@ -9,9 +9,10 @@ from torch import nn
 
 from jobs.operations import LoraConfig
 from worker.engine.adapter import Layout, Site
+from worker.engine.elementwise import RowActivation
 from worker.engine.errors import UnsupportedAdapterError
-from worker.engine.experts import DOWN, GATE_UP, LoraExperts, is_experts
-from worker.engine.lora import LoraLinear, LoraScope, SegmentedActivation
+from worker.engine.experts import DOWN, GATE_UP, LoraExperts, RowRouter, is_experts, is_router
+from worker.engine.lora import LoraLinear, LoraScope
 from worker.engine.rotary import RotaryTable
 
 ATTENTION_MODULES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"})
@@ -52,7 +53,9 @@ class LoraSites:
 
 
 def wrap(model: Any, scope: LoraScope) -> LoraSites:
-    """Replace the modules that LoRA enters by ones that look into `scope`; on CPU also what would depend on company.
+    """Replace the modules that LoRA enters by ones that look into `scope`.
+
+    If its products are exact, modules that would depend on company are replaced too.
 
     Returns:
         The sites, in module order.
@@ -77,9 +80,11 @@ def wrap(model: Any, scope: LoraScope) -> LoraSites:
             experts = LoraExperts(module, name, scope)
             mlp += _expert_sites(experts)
             model.set_submodule(name, experts)
-        elif model.device.type == "cpu" and last == "act_fn":
-            model.set_submodule(name, SegmentedActivation(module, scope))
-        elif model.device.type == "cpu" and last == "rotary_emb":
+        elif scope.products.exact and is_router(module):
+            model.set_submodule(name, RowRouter(module, scope.products))
+        elif scope.products.exact and last == "act_fn":
+            model.set_submodule(name, RowActivation(module))
+        elif last == "rotary_emb" and (scope.products.exact or model.device.type == "cpu"):
             model.set_submodule(name, RotaryTable(module))
     assert head_site is not None
     return LoraSites(tuple(attention), tuple(mlp), head_site)

@@ -23,7 +23,7 @@ from worker.engine.base_model import BaseModel
 from worker.engine.logprobs import target_logprobs
 from worker.engine.lora import Segment
 from worker.engine.operation import RunningOperation
-from worker.engine.packing import Chunk, gather_targets, group, pack, split
+from worker.engine.packing import ROWS, Chunk, gather_targets, group, pack, split
 from worker.engine.run_state import RunState
 from worker.engine.timing import DeviceClock
 from worker.engine.work import FORWARD, FORWARD_BACKWARD, work_units
@@ -55,16 +55,21 @@ class StepReport:
 class Trainer:
     """Runs operations on one base model."""
 
-    def __init__(self, base_model: BaseModel, *, tokens_max: int, logprobs_chunk: int) -> None:
+    def __init__(
+        self, base_model: BaseModel, *, tokens_max: int, logprobs_chunk: int, segment_tokens: int | None = None
+    ) -> None:
         """Make it.
 
         Args:
             base_model: shared with the sampler.
-            tokens_max: rows of one pass, and tokens of one chunk of an operation; bits depend on it.
+            tokens_max: rows of one pass, unless one segment is larger.
             logprobs_chunk: rows whose logits exist at once; bits depend on it.
+            segment_tokens: tokens of one segment, unless one datum is larger; bits depend on it. None: `tokens_max`.
         """
         self._base_model = base_model
         self._tokens_max = tokens_max
+        self._segment_tokens = segment_tokens or tokens_max
+        self._align = ROWS if base_model.deterministic else 1
         self._logprobs_chunk = logprobs_chunk
         self._clock = DeviceClock(base_model.device)
         self._facts = ModelFacts(base_model.name, base_model.vocab_size, base_model.context_length)
@@ -87,7 +92,7 @@ class Trainer:
                     chunk
                     for index, (request, operation) in enumerate(zip(requests, operations, strict=True))
                     if operation.failure is None and request.body.forward_only is not training
-                    for chunk in split(index, request.body.data, tokens_max=self._tokens_max)
+                    for chunk in split(index, request.body.data, tokens_max=self._segment_tokens, align=self._align)
                 ]
                 for together in group(chunks, tokens_max=self._tokens_max):
                     on_pass()

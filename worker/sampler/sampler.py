@@ -61,7 +61,7 @@ class Sampler:
         self._scheduler = Scheduler(
             pool, sequences_max=sequences_max, tokens_max=tokens_max, chunk_tokens=min(CHUNK_TOKENS, tokens_max)
         )
-        self._row_tile = ROW_TILE if base_model.device.type == "cpu" else 1
+        self._row_tile = ROW_TILE if base_model.deterministic else 1
         self._clock = DeviceClock(base_model.device)
         self._refused: list[Finished] = []
 
