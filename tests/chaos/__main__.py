@@ -59,7 +59,8 @@ def main(
         def on_fault(struck: Struck) -> None:
             progress.update(bar, advance=int(struck.happened), description=str(struck.fault))
             if verbose:
-                what = f"hit {struck.role}" if struck.happened else "nobody came by"
+                hit = f"hit {struck.role}, next result after {struck.result_after_s:.1f} s"
+                what = hit if struck.happened else "nobody came by"
                 progress.print(f"{struck.fault}: {what}", highlight=False)
 
         outcome = campaign.run(plan, directory, on_fault)

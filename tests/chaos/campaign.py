@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs.settings import JobsSettings
@@ -118,8 +118,13 @@ def _disturb(
         fault = next(schedule)
         clients.wait_for_results(clients.num_results() + fault.after_records, timeout_s=PAUSE_MAX_S)
         time.sleep(fault.delay_s)
-        outcome.struck.append(strike(service, fault))
+        struck, over_at = strike(service, fault), time.monotonic()
+        clients.wait_for_results(clients.num_results() + 1, timeout_s=PAUSE_MAX_S)
+        outcome.struck.append(replace(struck, result_after_s=time.monotonic() - over_at))
         on_fault(outcome.struck[-1])
+        if differences := checks.results_are_those_of_the_undisturbed(clients.records()):
+            outcome.stopped_by = f"after {fault}: {differences[0]}"
+            return
 
 
 def _note(outcome: Outcome, records: Mapping[str, Record]) -> None:

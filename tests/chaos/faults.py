@@ -23,10 +23,16 @@ SERVERS = ("database", "store", "broker")
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault that happened, and to which role; none if nothing was there, or the point was not reached."""
+    """A fault that happened.
+
+    Attributes:
+        role: to which role of process; empty if nothing was there, or nobody came by the point.
+        result_after_s: when the next result came to any client, from the moment the fault was over.
+    """
 
     fault: Fault
     role: str = ""
+    result_after_s: float = 0.0
 
     @property
     def happened(self) -> bool:

@@ -39,7 +39,8 @@ def as_json(outcome: Outcome, logs: Path) -> Mapping[str, Any]:
         "passed": outcome.passed,
         "stopped_by": outcome.stopped_by,
         "faults": [
-            {"act": act, "role": role, "number": number} for (act, role), number in faults_by_kind(outcome).items()
+            {"act": act, "role": role, "number": number, "slowest_s": round(_slowest_s(outcome, act, role), 2)}
+            for (act, role), number in faults_by_kind(outcome).items()
         ],
         "points": hits_by_point(outcome),
         "checks": {sentence: list(found) for sentence, found in outcome.violations.items()},
@@ -72,10 +73,14 @@ def show(outcome: Outcome, logs: Path, console: Console) -> None:
 
 
 def _faults(outcome: Outcome) -> Table:
-    table = Table("fault", "of", "times", title="faults")
+    table = Table("fault", "of", "times", "slowest next result", title="faults")
     for (act, role), number in sorted(faults_by_kind(outcome).items()):
-        table.add_row(act, role, str(number))
+        table.add_row(act, role, str(number), f"{_slowest_s(outcome, act, role):.1f} s")
     return table
+
+
+def _slowest_s(outcome: Outcome, act: str, role: str) -> float:
+    return max(one.result_after_s for one in outcome.struck if (str(one.fault.act), one.role) == (act, role))
 
 
 def _points(outcome: Outcome) -> Table:

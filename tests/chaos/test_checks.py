@@ -141,8 +141,19 @@ def test_a_lease_that_is_held_is_found(storage: Storage) -> None:
 @pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, 2.0000000000000004, 3.0], [1.0, 2.0, 3.0, 4.0]])
 def test_one_bit_of_difference_is_found(values: list[float]) -> None:
     # given the undisturbed round and another
-    record = Record(rounds={0: [1.0, 2.0, 3.0], 1: values})
+    done = frozenset({0, 1})
+    record = Record({0: [1.0, 2.0, 3.0], 1: values}, done)
 
     # then
     assert checks.results_are_those_of_the_undisturbed({"supervised": record})
-    assert not checks.results_are_those_of_the_undisturbed({"supervised": Record({0: values, 1: values})})
+    assert not checks.results_are_those_of_the_undisturbed({"supervised": Record({0: values, 1: values}, done)})
+
+
+def test_a_round_that_goes_on_still_is_compared_as_far_as_it_has_come() -> None:
+    # given one that is right so far, and one that is not
+    right = Record({0: [1.0, 2.0, 3.0], 1: [1.0, 2.0]}, frozenset({0}))
+    wrong = Record({0: [1.0, 2.0, 3.0], 1: [1.0, 2.5]}, frozenset({0}))
+
+    # then
+    assert not checks.results_are_those_of_the_undisturbed({"supervised": right})
+    assert checks.results_are_those_of_the_undisturbed({"supervised": wrong})
