@@ -14,6 +14,7 @@ from jobs.app import WORK_QUEUE, worker_queue
 from jobs.settings import JobsSettings
 from storage.telemetry import set_up_logging
 from worker.build import build_worker
+from worker.consumer import PromptConsumer
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ def main() -> None:
         without_heartbeat=True,
         loglevel="WARNING",
         quiet=True,
+        consumer_cls=PromptConsumer,
     )
     try:
         consumer.start()
