@@ -34,6 +34,7 @@ def make_app(settings: JobsSettings | None = None) -> Celery:
         worker_prefetch_multiplier=1,
         worker_detect_quorum_queues=True,
         worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,  # a traceback is written as it is, and to a real file
         worker_send_task_events=False,
         worker_enable_remote_control=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,

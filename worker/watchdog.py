@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 LOOK_S = 1.0
 STUCK_EXIT_STATUS = 70
+STDERR = 2
+"""By its number: `sys.stderr` may be a stand-in that is no file."""
 BLOCKED_MAX_S = 60.0
 """No Python for this long, whatever the deadline of a step: leases have expired meanwhile, and nothing can be saved."""
 LEASES_MAX = 3
@@ -74,7 +76,7 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         """Look until stopped."""
-        faulthandler.enable()
+        faulthandler.enable(STDERR)
         try:
             while not self._stopping.is_set():
                 left_s = self._deadline_s - self._engine.stuck_s
@@ -105,4 +107,4 @@ class Watchdog(threading.Thread):
 
 def wind_up(seconds: float) -> None:
     """Have the process ended in so many seconds, unless this is called again before."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)

@@ -12,11 +12,12 @@ from storage.deaths import UNSEEN_EXIT_STATUS
 from worker.watchdog import STUCK_EXIT_STATUS
 
 ENGINE = """
-import ctypes, sys, threading, time
+import ctypes, io, sys, threading, time
 from worker import watchdog
 from worker.settings import WorkerSettings
 
 watchdog.GRACE_S, watchdog.LAST_WORDS_S = 0.2, 0.3
+sys.stderr = io.StringIO()  # has no file descriptor, as what some libraries put in its place
 
 class Engine:
     is_draining = False
