@@ -16,6 +16,7 @@ from api.routes import (
     files,
     futures,
     models,
+    operations,
     sampling,
     service,
     sessions,
@@ -25,7 +26,20 @@ from api.routes import (
 )
 from api.services import Services, open_services
 
-ROUTERS = (service, auth, sessions, models, training, weights, sampling, futures, training_runs, billing, files)
+ROUTERS = (
+    service,
+    auth,
+    sessions,
+    models,
+    training,
+    weights,
+    sampling,
+    futures,
+    operations,
+    training_runs,
+    billing,
+    files,
+)
 
 
 def create_app(services: Services | None = None) -> FastAPI:

@@ -56,7 +56,7 @@ def answer(services: Services, operation: Operation, *, accept: str) -> Response
             with services.database.begin() as tx:
                 journal.note_failure_known(tx, journal.get_operation(tx, operation.request_id))
         return JSONResponse({"error": operation.error or "it failed", "category": operation.error_category or "server"})
-    outcome = _outcome(services, operation)
+    outcome = read_outcome(services, operation)
     if results.MEDIA_TYPE in accept and isinstance(outcome, ForwardBackwardOutcome):
         return Response(results.forward_backward(outcome), media_type=results.MEDIA_TYPE)
     if results.MEDIA_TYPE in accept and isinstance(outcome, SampleOutcome):
@@ -102,7 +102,12 @@ def queue_state(tx: Connection, services: Services, operation: Operation) -> Que
     return QueueState("active")
 
 
-def _outcome(services: Services, operation: Operation) -> Outcome:
+def read_outcome(services: Services, operation: Operation) -> Outcome:
+    """What a completed operation resolved to.
+
+    Raises:
+        GoneError: it has been kept as long as promised.
+    """
     expired = f"the result of {operation.request_id} has expired"
     if operation.expired:
         raise GoneError(expired)

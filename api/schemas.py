@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from billing.money import plain
+from billing.rating import device_seconds
+from billing.usage import Usage
 from storage.checkpoints import Checkpoint
+from storage.journal import Operation
 from storage.runs import Run, Session
 
 CHECKPOINT_TYPES = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
@@ -42,6 +46,34 @@ def training_run(run: Run, checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
         "last_checkpoint": _newest(checkpoints, "weights"),
         "last_sampler_checkpoint": _newest(checkpoints, "sampler_weights"),
         "user_metadata": metadata(run.user_metadata),
+    }
+
+
+def operation(row: Operation, used: Usage | None) -> dict[str, Any]:
+    """An operation as it stands: no field of the SDK's, but what somebody who comes back wants to know.
+
+    Args:
+        used: what it used; None unless it is completed.
+    """
+    return {
+        "request_id": row.request_id,
+        "training_run_id": row.run_id,
+        "sampling_session_id": row.sampling_session_id,
+        "seq": row.seq,
+        "kind": row.kind,
+        "status": row.status,
+        "attempts": row.attempts,
+        "accepted_at": row.accepted_at.isoformat(),
+        "started_at": None if row.started_at is None else row.started_at.isoformat(),
+        "finished_at": None if row.finished_at is None else row.finished_at.isoformat(),
+        "tokens_trained": 0 if used is None else used.tokens_trained,
+        "tokens_prefilled": 0 if used is None else used.tokens_prefilled,
+        "tokens_cached": 0 if used is None else used.tokens_cached,
+        "tokens_sampled": 0 if used is None else used.tokens_sampled,
+        "device_seconds": None if used is None else plain(device_seconds(used.device_ns)),
+        "error": row.error,
+        "error_category": row.error_category,
+        "result_expired": row.expired,
     }
 
 

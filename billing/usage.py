@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
 from sqlalchemy import Connection, func, insert, select
@@ -79,6 +79,14 @@ def record(
             **asdict(usage),
         )
     )
+
+
+def of_operations(tx: Connection, operation_ids: Sequence[int]) -> Mapping[int, Usage]:
+    """What each of these operations used; those without a record, which are not completed, are left out."""
+    names = [field.name for field in fields(Usage)]
+    query = select(_table.c.operation_id, *(_table.c[name] for name in names))
+    found = tx.execute(query.where(_table.c.operation_id.in_(operation_ids)))
+    return {row.operation_id: Usage(**{name: row._mapping[name] for name in names}) for row in found}
 
 
 def totals(

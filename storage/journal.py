@@ -26,6 +26,7 @@ from sqlalchemy import (
     exists,
     func,
     not_,
+    null,
     or_,
     select,
     text,
@@ -263,6 +264,23 @@ def list_operations(tx: Connection, run_id: str, *, limit: int, after_seq: int =
     table = tables.operation.c
     query = _operations().where(table.run_id == run_id, table.seq > after_seq).order_by(table.seq).limit(limit)
     return [_from_row(row._mapping) for row in tx.execute(query)]
+
+
+def page_of_run(tx: Connection, run_id: str, *, limit: int, after_seq: int = -1) -> Sequence[Operation]:
+    """The same without a byte of payloads and outcomes, for those who only look."""
+    table, left_out = tables.operation.c, ("payload", "outcome")
+    kept = (column for column in _columns() if column.name not in left_out)
+    query = select(*kept, *(null().label(name) for name in left_out))
+    query = query.where(table.run_id == run_id, table.seq > after_seq).order_by(table.seq).limit(limit)
+    return [_from_row(row._mapping) for row in tx.execute(query)]
+
+
+def num_ahead(tx: Connection, run_ids: Sequence[str]) -> Mapping[str, int]:
+    """How many operations of each of these runs lie beyond its committed state; runs without any are left out."""
+    run, operation = tables.run.c, tables.operation.c
+    ahead = and_(operation.run_id == run.id, operation.seq > run.state_seq)
+    query = select(run.id, func.count()).join(tables.operation, ahead).where(run.id.in_(run_ids)).group_by(run.id)
+    return {row[0]: row[1] for row in tx.execute(query)}
 
 
 def next_in_order(tx: Connection, run_id: str, *, after_seq: int, limit: int) -> Sequence[Operation]:
@@ -786,7 +804,11 @@ def expire_outcomes(tx: Connection, operation_ids: Sequence[int]) -> Expired:
 
 
 def _operations() -> Select[Any]:
-    return select(*(column for column in tables.operation.c if column.name != "claim_expires_at"))
+    return select(*_columns())
+
+
+def _columns() -> Sequence[ColumnElement[Any]]:
+    return [column for column in tables.operation.c if column.name != "claim_expires_at"]
 
 
 def _from_row(row: Mapping[Any, Any]) -> Operation:

@@ -2,44 +2,62 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
+from api import schemas
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
 from api.cli.output import print_json, print_table
+from billing import usage
+from billing.rating import device_seconds
+from billing.usage import Usage
 from storage import accounts, journal
 from storage import runs as stored
+from storage.journal import Operation
 
 
 @click.command()
 @click.option("--account", "account_name", help="Only runs of this account.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Newest runs per account.")
+@click.option("--after", "offset", type=click.IntRange(0), default=0, help="Leave out so many of the newest.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many, per account."
+)
 @json_option
 @data_dir_option
-def runs(account_name: str | None, limit: int, as_json: bool, data_dir: Path) -> None:
+def runs(account_name: str | None, offset: int, limit: int, as_json: bool, data_dir: Path) -> None:
     """Show training runs, newest first."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         owners = [accounts.get_account(tx, account_name)] if account_name else accounts.list_accounts(tx)
-        rows = [
-            {
-                "run": run.id,
-                "account": account.name,
-                "base_model": run.base_model,
-                "state_seq": run.state_seq,
-                "created_at": run.created_at.isoformat(),
-                "worker": run.lease_worker,
-            }
-            for account in owners
-            for run in stored.list_runs(tx, account.id, limit=limit)
+        found = [
+            (account, run) for account in owners for run in stored.list_runs(tx, account.id, limit=limit, offset=offset)
         ]
+        ahead = journal.num_ahead(tx, [run.id for _, run in found])
+    rows: list[dict[str, Any]] = [
+        {
+            "run": run.id,
+            "account": account.name,
+            "base_model": run.base_model,
+            "state_seq": run.state_seq,
+            "num_open": ahead.get(run.id, 0),
+            "created_at": run.created_at.isoformat(),
+            "last_request_at": run.last_request_at.isoformat(),
+            "worker": run.lease_worker,
+        }
+        for account, run in found
+    ]
     if as_json:
         print_json({"runs": rows})
         return
-    table = [[row[name] if row[name] is not None else "" for name in row] for row in rows]
-    headings = ("run", "account", "base model", "at seq", "created", "worker")
-    print_table(headings, table, numbers=[3], empty="no run yet")
+    table = [
+        (row["run"], row["account"], row["base_model"], row["state_seq"], row["num_open"], _when(run.last_request_at))
+        for row, (_, run) in zip(rows, found, strict=True)
+    ]
+    headings = ("run", "account", "base model", "at", "open", "last request")
+    print_table(headings, table, numbers=[3, 4], whole=[0], empty="no run yet" if not offset else "no run after that")
 
 
 @click.command()
@@ -49,24 +67,31 @@ def runs(account_name: str | None, limit: int, as_json: bool, data_dir: Path) ->
 @json_option
 @data_dir_option
 def ops(run: str, after_seq: int, limit: int, as_json: bool, data_dir: Path) -> None:
-    """Show the operations of training run RUN in order, with their outcome."""
+    """Show the operations of training run RUN in order: what became of them, and what they used."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         stored.get_run(tx, run)
-        rows = [
-            {
-                "seq": one.seq,
-                "kind": one.kind,
-                "status": one.status,
-                "attempts": one.attempts,
-                "accepted_at": one.accepted_at.isoformat(),
-                "finished_at": one.finished_at and one.finished_at.isoformat(),
-                "error": one.error,
-            }
-            for one in journal.list_operations(tx, run, limit=limit, after_seq=after_seq)
-        ]
+        page = journal.page_of_run(tx, run, limit=limit, after_seq=after_seq)
+        used = usage.of_operations(tx, [one.id for one in page])
     if as_json:
-        print_json({"operations": rows})
+        print_json({"operations": [schemas.operation(one, used.get(one.id)) for one in page]})
         return
-    table = [[row[name] if row[name] is not None else "" for name in row] for row in rows]
-    headings = ("seq", "kind", "status", "attempts", "accepted", "finished", "error")
-    print_table(headings, table, numbers=[0, 3], empty="no operation yet")
+    headings = ("seq", "kind", "status", "accepted", "took s", "tokens", "device-s")
+    rows = [_row(one, used.get(one.id)) for one in page]
+    print_table(headings, rows, numbers=[0, 4, 5, 6], whole=[0, 2, 3], empty="no operation yet")
+    for one in page:
+        if one.error is not None:
+            click.echo(f"seq {one.seq}: {one.error}")
+    if len(page) == limit:
+        click.echo(f"more: --after {page[-1].seq}")
+
+
+def _row(one: Operation, used: Usage | None) -> tuple[object, ...]:
+    took_s = "" if one.finished_at is None else f"{(one.finished_at - one.accepted_at).total_seconds():.1f}"
+    tokens = 0 if used is None else used.tokens_trained + used.tokens_prefilled + used.tokens_sampled
+    device_s = "" if used is None else f"{device_seconds(used.device_ns):.3f}"
+    return (one.seq, one.kind, one.status, _when(one.accepted_at), took_s, tokens or "", device_s)
+
+
+def _when(moment: datetime) -> str:
+    """Short, in the zone of whoever reads it."""
+    return moment.astimezone().strftime("%m-%d %H:%M")
