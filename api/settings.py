@@ -24,3 +24,18 @@ class ApiSettings(BaseSettings):
     url_signing_key: str = Field(
         "", repr=False, description="secret that signs download links; empty: one made in the data directory"
     )
+
+
+class SupervisorSettings(BaseSettings):
+    """What `piecework serve` and `piecework worker` do for a worker that dies."""
+
+    model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
+
+    spare_worker: bool = Field(
+        True,
+        description="beside each worker a second process waits, loaded, and takes its place in a second when it dies; "
+        "it costs memory (about 0.5 GB), and no device memory",
+    )
+    supervise_worker: bool = Field(
+        True, description="`piecework worker` restarts its worker; false: it becomes the worker process itself"
+    )

@@ -10,11 +10,12 @@ from typing import Any
 import structlog
 
 
-def set_up_logging(process: str, **fields: Any) -> None:
-    """Send structured and standard log lines of this process to standard error.
+def set_up_logging(process: str, *, handler: logging.Handler | None = None, **fields: Any) -> None:
+    """Send structured and standard log lines of this process to standard error, or to a handler.
 
     Args:
         process: `api`, `worker`, `scheduler` …; on every line.
+        handler: where lines go, as JSON.
         fields: more that stands on every line.
     """
     level = logging.getLevelNamesMapping().get(os.environ.get("PIECEWORK_LOG_LEVEL", "INFO").upper(), logging.INFO)
@@ -31,7 +32,9 @@ def set_up_logging(process: str, **fields: Any) -> None:
         structlog.processors.format_exc_info,
     ]
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer()
+        if handler is None and sys.stderr.isatty()
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -39,7 +42,7 @@ def set_up_logging(process: str, **fields: Any) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from api.settings import ApiSettings
+from api.settings import ApiSettings, SupervisorSettings
 from billing.settings import BillingSettings
 from jobs.settings import JobsSettings
 from storage.settings import StorageSettings
@@ -16,6 +16,7 @@ CLASSES: tuple[type[BaseSettings], ...] = (
     StorageSettings,
     JobsSettings,
     ApiSettings,
+    SupervisorSettings,
     WorkerSettings,
     BillingSettings,
 )

@@ -1,29 +1,36 @@
-"""One supervised process: how it is started, what it says, when it may be started again.
-
-What always holds: a child dies with the supervisor (on Linux also when that is killed), has its own process group, so
-that Ctrl-C reaches the supervisor alone, and its output is drained, so that it never blocks on a full pipe.
-"""
+"""One place among the supervised processes: who fills it, who waits to fill it next, and when."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from api.cli.child_log import ChildLog
+from api.cli.process import Process
 
-PR_SET_PDEATHSIG = 1
+NEVER = float("inf")
 SETTLED_S = 5.0
 """A process that lived this long is no longer said to die quickly."""
 BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Wait before the restart after the n-th quick death in a row."""
+SPARE_BACKOFF_S = (0.5, 1.0, 5.0, 15.0, 60.0)
+"""Wait before the restart after the n-th spare in a row that died before it was loaded: each costs much computing."""
 
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+@dataclass(frozen=True)
+class Death:
+    """How a process of a place came to its end.
+
+    Attributes:
+        environment: variables of the start that died.
+        code: the return code, negative for a signal.
+        stopped: whether it died of what the supervisor sent it when stopping.
+    """
+
+    environment: Mapping[str, str]
+    code: int
+    stopped: bool
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,12 @@ class ChildSpec:
         argv: program and arguments.
         make_environment: variables of one start, on top of the supervisor's own.
         is_ready: asked until it says yes; children after this one in the list wait for that. None: ready at once.
-        on_death: told the environment of the start that died, once the next has begun.
+        on_begun: told whenever a process of it has said that it is ready; needs `waits`.
+        on_death: told of a death, once the next process has begun, and of an end by force when stopping.
         on_quick_death: told how many times in a row the process died soon after its start.
+        waits: the program begins only when told (`process.py`).
+        spare: whether another one, loaded, is to wait beside the running one; needs `waits`.
+        must_start: an end before it was ever ready ends the supervisor with its code; needs `waits`.
     """
 
     role: str
@@ -45,50 +56,76 @@ class ChildSpec:
     argv: tuple[str, ...]
     make_environment: Callable[[], Mapping[str, str]] = dict
     is_ready: Callable[[], bool] | None = None
-    on_death: Callable[[Mapping[str, str]], None] | None = None
+    on_begun: Callable[[], None] | None = None
+    on_death: Callable[[Death], None] | None = None
     on_quick_death: Callable[[int], None] | None = None
+    waits: bool = False
+    spare: bool = False
+    must_start: bool = False
 
 
 class Child:
-    """The current process of a spec, or the wait for the next."""
+    """The current process of a spec, or the wait for the next; and its spare.
 
-    def __init__(self, spec: ChildSpec, log: ChildLog) -> None:
+    Attributes:
+        log: takes the output; None leaves it to go where the supervisor's goes.
+        start_at, spare_at: monotonic times from which the process, or the spare, may be started.
+        code: return code of the latest process that ended.
+        ever_ready: whether one of its processes has said that it is ready.
+    """
+
+    def __init__(self, spec: ChildSpec, log: ChildLog | None) -> None:
         self.spec = spec
         self.log = log
-        self.environment: Mapping[str, str] = {}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
+        self.spare: Process | None = None
         self.ready = False
+        self.ever_ready = False
         self.start_at = 0.0
+        self.spare_at = NEVER
+        self.code: int | None = None
         self.num_quick_deaths = 0
-        self._started_at = 0.0
+        self._num_unloaded = 0
 
     @property
     def pid(self) -> int | None:
         """Of the running process."""
         return self.process.pid if self.process else None
 
-    def start(self) -> None:
-        """Start the process; its output arrives at `stdout`, non-blocking."""
-        self.environment = dict(self.spec.make_environment())
-        self._started_at = time.monotonic()
-        self.log.tail.clear()
-        self.process = subprocess.Popen(
-            self.spec.argv,
-            env={**os.environ, **self.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 (the function only makes two system calls)
-        )
-        assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self.ready = self.spec.is_ready is None
+    @property
+    def processes(self) -> list[Process]:
+        """The running one and the spare, as far as there are such."""
+        return [process for process in (self.process, self.spare) if process is not None]
 
-    def read_output(self) -> bool:
-        """Move what the process has said to its log; False when it has closed its output."""
-        data = self._read()
-        if data:
+    def start(self) -> Process:
+        """Have the spare begin; start a process where there is none. The next spare waits until this one is ready."""
+        if self.log is not None:
+            self.log.tail.clear()
+        self.process, self.spare, self.spare_at = self.spare or self._launch(), None, NEVER
+        self.process.begin()
+        self.ready = self.spec.is_ready is None
+        return self.process
+
+    def start_spare(self) -> Process:
+        """Start the process that waits for this one's death."""
+        self.spare, self.spare_at = self._launch(), NEVER
+        return self.spare
+
+    def listen(self, process: Process) -> bool:
+        """Take in what a process says of itself; False when it will say nothing more."""
+        was_ready = process.ready
+        hears_more = process.listen()
+        if process.ready and not was_ready:
+            self.ever_ready = True
+            self.spare_at = time.monotonic() if self.spec.spare else NEVER
+            if self.spec.on_begun is not None:
+                self.spec.on_begun()
+        return hears_more
+
+    def read(self, process: Process) -> bool:
+        """Move what a process has put out to the log; False when it has closed its output."""
+        data = process.read()
+        if data and self.log is not None:
             self.log.write(data)
         return data != b""
 
@@ -99,43 +136,38 @@ class Child:
         self.ready = self.spec.is_ready()
         return self.ready
 
-    def reap(self) -> int | None:
-        """Notice that the process is over: its return code, and when the next one may begin."""
-        if self.process is None or (code := self.process.poll()) is None:
-            return None
-        while data := self._read():
-            self.log.write(data)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self.process = None
-        self.ready = False
-        quick = time.monotonic() - self._started_at < SETTLED_S
+    def reap(self) -> None:
+        """Note that the process is over: its code, and when the next one may begin."""
+        assert self.process is not None
+        self.code = self.process.find_code()
+        quick = time.monotonic() - self.process.begun_at < SETTLED_S
         self.num_quick_deaths = self.num_quick_deaths + 1 if quick else 0
-        self.start_at = time.monotonic() + BACKOFF_S[min(max(self.num_quick_deaths, 1), len(BACKOFF_S)) - 1]
-        return code
+        self.start_at = time.monotonic() + _wait_s(BACKOFF_S, self.num_quick_deaths)
+        self._close(self.process)
+        self.process, self.ready = None, False
+
+    def reap_spare(self) -> None:
+        """Note that the spare is over, and when the next one may be started."""
+        assert self.spare is not None
+        self._num_unloaded = 0 if self.spare.loaded else self._num_unloaded + 1
+        self.spare_at = time.monotonic() + _wait_s(SPARE_BACKOFF_S, self._num_unloaded)
+        self._close(self.spare)
+        self.spare = None
 
     def send(self, signal_number: int) -> None:
-        """Send a signal to the process, if it runs."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal_number)
+        """Send a signal to the process and its spare, if they run."""
+        for process in self.processes:
+            process.send(signal_number)
 
-    def _read(self) -> bytes | None:
-        """What lies in the pipe: empty at its end, None where nothing has come yet."""
-        assert self.process is not None
-        assert self.process.stdout is not None
-        try:
-            return os.read(self.process.stdout.fileno(), 1 << 16)
-        except BlockingIOError:
-            return None
+    def _launch(self) -> Process:
+        environment = dict(self.spec.make_environment())
+        return Process(self.spec.argv, environment, captured=self.log is not None, waits=self.spec.waits)
+
+    def _close(self, process: Process) -> None:
+        while self.log is not None and (data := process.read()):
+            self.log.write(data)
+        process.close()
 
 
-def _die_with(parent_pid: int) -> Callable[[], None]:
-    """What a child does before it becomes its program: ask the kernel to be killed with its parent."""
-
-    def prepare() -> None:
-        if _libc is not None:
-            _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-            if os.getppid() != parent_pid:  # the parent died before the call above
-                os._exit(1)
-
-    return prepare
+def _wait_s(waits: tuple[float, ...], num_quick: int) -> float:
+    return waits[min(max(num_quick, 1), len(waits)) - 1]

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
-import os
-import secrets
+import logging.handlers
 import socket
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +17,16 @@ import click
 from api.cli import process_table
 from api.cli.broker import broker_spec
 from api.cli.child import ChildSpec
+from api.cli.child_log import BYTES_MAX, NUM_OLD
 from api.cli.errors import CliError
 from api.cli.options import data_dir_option
-from api.cli.supervisor import Supervisor
-from api.settings import ApiSettings
+from api.cli.parts import python
+from api.cli.supervisor import Running, Supervisor
+from api.cli.worker_child import DeadWorkers, worker_child
+from api.settings import ApiSettings, SupervisorSettings
 from jobs.settings import JobsSettings
 from storage.settings import StorageSettings
+from storage.telemetry import set_up_logging
 
 if TYPE_CHECKING:
     from api.cli.first_start import Prepared
@@ -63,20 +64,29 @@ def serve(host: str | None, port: int | None, data_dir: Path, devices: tuple[str
         port = _free_port(host, api_settings.port if port is None else port)
         url = f"http://{_reachable(host)}:{port}"
         settings = StorageSettings(data_dir=data_dir)
-        specs = _specs(settings, host, port, devices)
+        dead_workers = DeadWorkers(settings, _say)
+        specs = _specs(settings, host, port, devices, dead_workers)
         prepared = _prepare(settings)
         _greet(data_dir, url, prepared)
         supervisor = Supervisor(
-            data_dir, specs, url=url, grace_s=grace_s, say=_say, on_ready=lambda: _say(f"ready: {url}")
+            specs,
+            grace_s=grace_s,
+            say=_say,
+            logs=_logs(data_dir),
+            on_ready=lambda: _say(f"ready: {url}"),
+            on_change=lambda running: _write_table(data_dir, url, running),
         )
         supervisor.run()
+        dead_workers.finish()
         _say("stopped")
 
 
 # ----------------------------------------------------------------------------------------------------------- processes
 
 
-def _specs(settings: StorageSettings, host: str, port: int, devices: tuple[str, ...]) -> list[ChildSpec]:
+def _specs(
+    settings: StorageSettings, host: str, port: int, devices: tuple[str, ...], dead_workers: DeadWorkers
+) -> list[ChildSpec]:
     """Broker first, because the others wait for it."""
     jobs_settings = JobsSettings(data_dir=settings.data_dir)
     common = {"PIECEWORK_DATA_DIR": str(settings.data_dir), "PYTHONUNBUFFERED": "1"}
@@ -88,28 +98,10 @@ def _specs(settings: StorageSettings, host: str, port: int, devices: tuple[str, 
         ChildSpec("api", "api", python("api"), lambda: api, is_ready=lambda: _is_healthy(_reachable(host), port))
     )
     for number, device in enumerate(devices or ("",)):
-        specs.append(_worker_spec(number, device, common, settings))
+        variables = {**common, **({"PIECEWORK_DEVICE": device} if device else {})}
+        specs.append(worker_child(f"worker-{number}", variables, dead_workers, spare=SupervisorSettings().spare_worker))
     specs.append(ChildSpec("scheduler", "scheduler", python("jobs.scheduler"), lambda: common))
     return specs
-
-
-def _worker_spec(number: int, device: str, common: Mapping[str, str], settings: StorageSettings) -> ChildSpec:
-    def environment() -> Mapping[str, str]:
-        worker_id = f"{socket.gethostname()}-{number}-{secrets.token_hex(4)}"
-        return {**common, "PIECEWORK_WORKER_ID": worker_id, **({"PIECEWORK_DEVICE": device} if device else {})}
-
-    def on_death(environment: Mapping[str, str]) -> None:
-        from api.cli.dead_worker import free_worker
-
-        arguments = (settings, environment["PIECEWORK_WORKER_ID"], _say)
-        threading.Thread(target=free_worker, args=arguments, daemon=True).start()
-
-    return ChildSpec("worker", f"worker-{number}", python("worker"), environment, on_death=on_death)
-
-
-def python(module: str) -> tuple[str, ...]:
-    """The command line of a part. -P: a folder `api` in the current directory must not be taken for ours."""
-    return (sys.executable, "-P", "-m", module)
 
 
 def _is_healthy(host: str, port: int) -> bool:
@@ -121,6 +113,23 @@ def _is_healthy(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _logs(data_dir: Path) -> Path:
+    """The directory of all logs, with that of the supervisor's own events set up."""
+    logs = data_dir / "logs"
+    logs.mkdir(exist_ok=True)
+    file = logging.handlers.RotatingFileHandler(logs / "supervisor.log", maxBytes=BYTES_MAX, backupCount=NUM_OLD)
+    set_up_logging("supervisor", handler=file)
+    return logs
+
+
+def _write_table(data_dir: Path, url: str, running: Running) -> None:
+    if running:
+        entries = [process_table.entry(role, pid) for role, pid in running]
+        process_table.write(data_dir, url, [one for one in entries if one is not None])
+    else:
+        process_table.remove(data_dir)
 
 
 # --------------------------------------------------------------------------------------------------------- preparation
@@ -195,9 +204,3 @@ def _say(line: str) -> None:
     """A reader that went away must not stop the service."""
     with contextlib.suppress(BrokenPipeError, ValueError):
         print(line, flush=True)
-
-
-def exec_part(module: str, environment: Mapping[str, str]) -> None:
-    """Become a part: one process, so that signals and exit code are the part's own."""
-    command = python(module)
-    os.execve(command[0], command, {**os.environ, **environment})  # noqa: S606 (a fixed program, our own interpreter)

@@ -1,8 +1,8 @@
-"""Keeps the processes of the embedded service running: starts them in order, restarts what dies, stops them together.
+"""Keeps processes running: starts them in order, restarts what dies, stops them together.
 
 One thread, one loop around `select`: a signal, output of a child, or a time that has come wakes it. Waking for a dead
-child is the kernel's SIGCHLD, so its replacement starts within milliseconds. Everything slow (freeing a dead worker's
-leases) is done by the hooks of `ChildSpec` in threads of their own.
+child is the kernel's SIGCHLD, so its spare begins, or its replacement starts, within milliseconds. Everything slow
+(freeing a dead worker's leases) is done by the hooks of `ChildSpec` in threads of their own.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
-from api.cli import process_table
-from api.cli.child import Child, ChildSpec
+import structlog
+
+from api.cli.child import Child, ChildSpec, Death
 from api.cli.child_log import ChildLog
+from api.cli.process import Process
+from api.cli.signal_pipe import STOP_SIGNALS, signal_pipe
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+log = structlog.get_logger()
+
 READY_POLL_S = 0.03
 BROKER_GRACE_S = 5.0
 TELL_WHY_MAX = 2
@@ -28,30 +31,40 @@ TELL_WHY_MAX = 2
 _IDLE_S = 60.0
 
 Say = Callable[[str], None]
+Running = Sequence[tuple[str, int]]
+"""Role and pid of every process."""
 
 
 class Supervisor:
-    """Runs the children of one data directory.
+    """Runs the children of one service, or one part and its spare.
+
+    Args:
+        specs: in the order in which they start; the first of the list stops last.
+        grace_s: how long a child may take to stop before it is killed; infinite where somebody else sees to that.
+        say: takes lines for a person.
+        logs: directory of the children's logs; None lets their output go where ours goes.
+        on_ready: called once, when all children are ready for the first time.
+        on_change: told all processes whenever one has started or ended; none at the end.
 
     Attributes:
-        children: in the order in which they start; the first of the list stops last.
+        children: the places, in order.
     """
 
     def __init__(
         self,
-        data_dir: Path,
         specs: Sequence[ChildSpec],
         *,
-        url: str,
         grace_s: float,
         say: Say,
-        on_ready: Callable[[], None],
+        logs: Path | None,
+        on_ready: Callable[[], None] = lambda: None,
+        on_change: Callable[[Running], None] = lambda _running: None,
     ) -> None:
-        self._data_dir = data_dir
-        self._url = url
         self._grace_s = grace_s
         self._say = say
         self._on_ready = on_ready
+        self._logs = logs
+        self._on_change = on_change
         self._announced = False
         self._stopping = False
         self._broker_told = False
@@ -60,8 +73,12 @@ class Supervisor:
         self.children = [Child(spec, self._open_log(spec)) for spec in specs]
 
     def run(self) -> None:
-        """Run until SIGTERM, SIGINT or SIGHUP, then stop everything; a second signal does not wait for running work."""
-        with self._signals():
+        """Run until SIGTERM, SIGINT or SIGHUP, then stop everything; a second signal does not wait for running work.
+
+        A child that must start and does not ends it, too.
+        """
+        with signal_pipe() as signals, self._selector:
+            self._selector.register(signals, selectors.EVENT_READ, lambda: self._take_signals(signals))
             while not self._is_over():
                 for child in self.children:
                     child.poll_ready()
@@ -72,9 +89,10 @@ class Supervisor:
                 self._reap()
                 if self._stopping:
                     self._stop_next()
-        process_table.remove(self._data_dir)
+        self._on_change([])
         for child in self.children:
-            child.log.close()
+            if child.log is not None:
+                child.log.close()
 
     # ------------------------------------------------------------------------------------------------ starting
 
@@ -83,17 +101,36 @@ class Supervisor:
         if self._stopping:
             return
         for child in self.children:
-            if child.process is None and child.start_at <= time.monotonic():
+            now = time.monotonic()
+            if child.process is None and child.start_at <= now:
                 self._start(child)
+            if child.spare is None and child.spare_at <= now:
+                self._watch(child, child.start_spare())
             if not child.ready and child.spec.role == "broker":
                 return
 
     def _start(self, child: Child) -> None:
-        child.start()
-        assert child.process is not None
-        assert child.process.stdout is not None
-        self._selector.register(child.process.stdout, selectors.EVENT_READ, lambda: self._read(child))
-        self._write_table()
+        spare = child.spare
+        process = child.start()
+        if process is not spare:
+            self._watch(child, process)
+        warm = process is spare and process.loaded
+        log.info("child_started", child=child.spec.name, pid=process.pid, warm=warm)
+        self._tell_change()
+
+    def _watch(self, child: Child, process: Process) -> None:
+        if child.log is not None:
+            assert process.output is not None
+            self._selector.register(process.output, selectors.EVENT_READ, lambda: self._read(child, process))
+        if process.line is not None:
+            self._selector.register(process.line, selectors.EVENT_READ, lambda: self._listen(child, process))
+        self._tell_change()
+
+    def _unwatch(self, process: Process) -> None:
+        for end in (process.output, process.line):
+            if end is not None:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(end)
 
     def _announce(self) -> None:
         if not self._announced and not self._stopping and all(child.ready for child in self.children):
@@ -102,35 +139,64 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------------ watching
 
-    def _read(self, child: Child) -> None:
-        if child.process is not None and child.process.stdout is not None and not child.read_output():
-            self._selector.unregister(child.process.stdout)
+    def _read(self, child: Child, process: Process) -> None:
+        if process in child.processes and not child.read(process):
+            assert process.output is not None
+            self._selector.unregister(process.output)
+
+    def _listen(self, child: Child, process: Process) -> None:
+        if process not in child.processes:
+            return
+        before = (process.loaded, process.ready)
+        if not child.listen(process):
+            assert process.line is not None
+            self._selector.unregister(process.line)
+        if before != (process.loaded, process.ready):
+            event = "child_ready" if process.ready else "spare_loaded"
+            log.info(event, child=child.spec.name, pid=process.pid)
 
     def _reap(self) -> None:
         for child in self.children:
-            if child.process is None or child.process.poll() is None:
-                continue
-            pid, environment, stdout = child.process.pid, child.environment, child.process.stdout
-            if stdout is not None:
-                with contextlib.suppress(KeyError):
-                    self._selector.unregister(stdout)
-            code = child.reap()
-            if self._stopping:
-                self._write_table()
-                continue
-            self._report_death(child, pid, code)
-            if child.num_quick_deaths and child.spec.on_quick_death:
-                child.spec.on_quick_death(child.num_quick_deaths)
-            self._start_due()
-            self._write_table()
-            if child.spec.on_death:
-                child.spec.on_death(environment)
+            if child.spare is not None and child.spare.find_code() is not None:
+                self._reap_spare(child, child.spare)
+            if child.process is not None and child.process.find_code() is not None:
+                self._reap_child(child, child.process)
 
-    def _report_death(self, child: Child, pid: int, code: int | None) -> None:
-        wait_s = max(0.0, child.start_at - time.monotonic())
-        when = f"in {wait_s:.1f} s" if wait_s > 0.05 else "now"
-        self._say(f"{child.spec.name} (pid {pid}) {_ending(code)}; starting it again {when}. Log: {child.log.path}")
-        if code is not None and code > 0 and child.num_quick_deaths <= TELL_WHY_MAX:
+    def _reap_spare(self, child: Child, spare: Process) -> None:
+        self._unwatch(spare)
+        child.reap_spare()
+        self._tell_change()
+        if not self._stopping:
+            wait_s = child.spare_at - time.monotonic()
+            log.warning("spare_died", child=child.spec.name, pid=spare.pid, code=spare.find_code())
+            self._say(_obituary(f"spare of {child.spec.name}", spare, wait_s))
+
+    def _reap_child(self, child: Child, process: Process) -> None:
+        self._unwatch(process)
+        child.reap()
+        code = child.code or 0
+        if self._stopping:
+            self._tell_change()
+            if code != 0 and child.spec.on_death:
+                stopped = code in (-signal.SIGTERM, -signal.SIGKILL)
+                child.spec.on_death(Death(process.environment, code, stopped=stopped))
+            return
+        if child.spec.must_start and not child.ever_ready:
+            log.error("child_did_not_start", child=child.spec.name, code=code)
+            self._stop()
+            return
+        self._report_death(child, process, code)
+        if child.num_quick_deaths and child.spec.on_quick_death:
+            child.spec.on_quick_death(child.num_quick_deaths)
+        self._start_due()
+        self._tell_change()
+        if child.spec.on_death:
+            child.spec.on_death(Death(process.environment, code, stopped=False))
+
+    def _report_death(self, child: Child, process: Process, code: int) -> None:
+        log.warning("child_died", child=child.spec.name, pid=process.pid, code=code)
+        self._say(_obituary(child.spec.name, process, child.start_at - time.monotonic(), child.log))
+        if child.log is not None and code > 0 and child.num_quick_deaths <= TELL_WHY_MAX:
             for line in child.log.tail:
                 self._say(f"  {child.spec.name} | {line}")
 
@@ -142,16 +208,19 @@ class Supervisor:
             self._kill_at = now
             return
         self._say("stopping: running steps are finished first; press Ctrl-C again to stop at once")
+        self._stop()
+
+    def _stop(self) -> None:
         self._stopping = True
-        self._kill_at = now + self._grace_s
+        self._kill_at = time.monotonic() + self._grace_s
         for child in self.children:
             if child.spec.role != "broker":
                 child.send(signal.SIGTERM)
 
     def _stop_next(self) -> None:
         """The broker goes last, once nobody needs it; what outlives its grace is killed."""
-        others = [child for child in self.children if child.spec.role != "broker" and child.process is not None]
-        brokers = [child for child in self.children if child.spec.role == "broker" and child.process is not None]
+        others = [child for child in self.children if child.spec.role != "broker" and child.processes]
+        brokers = [child for child in self.children if child.spec.role == "broker" and child.processes]
         if not others and brokers and not self._broker_told and self._kill_at != float("inf"):
             self._broker_told = True
             for child in brokers:
@@ -162,7 +231,7 @@ class Supervisor:
                 child.send(signal.SIGKILL)
 
     def _is_over(self) -> bool:
-        return self._stopping and all(child.process is None for child in self.children)
+        return self._stopping and not any(child.processes for child in self.children)
 
     # ------------------------------------------------------------------------------------------------- helpers
 
@@ -170,6 +239,7 @@ class Supervisor:
         """Until the next time that something is due without being announced by the kernel."""
         now = time.monotonic()
         due = [self._kill_at, *(child.start_at for child in self.children if child.process is None)]
+        due += [child.spare_at for child in self.children if child.spare is None]
         waits = [at - now for at in due if at > now]
         if self._stopping and self._kill_at <= now:
             waits.append(READY_POLL_S)
@@ -177,36 +247,16 @@ class Supervisor:
             waits.append(READY_POLL_S)
         return min([_IDLE_S, *waits])
 
-    def _write_table(self) -> None:
-        pids = [("supervisor", os.getpid())]
-        pids += [(child.spec.role, child.pid) for child in self.children if child.pid is not None]
-        entries = [process_table.entry(role, pid) for role, pid in pids]
-        process_table.write(self._data_dir, self._url, [one for one in entries if one is not None])
+    def _tell_change(self) -> None:
+        running = [("supervisor", os.getpid())]
+        running += [(child.spec.role, child.process.pid) for child in self.children if child.process is not None]
+        running += [("spare", child.spare.pid) for child in self.children if child.spare is not None]
+        self._on_change(running)
 
-    def _open_log(self, spec: ChildSpec) -> ChildLog:
-        return ChildLog(self._data_dir / "logs" / f"{spec.name}.log", lambda line: self._say(f"{spec.name} | {line}"))
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Signals arrive as bytes in a pipe that the loop selects on."""
-        read_fd, write_fd = os.pipe()
-        for fd in (read_fd, write_fd):
-            os.set_blocking(fd, False)
-        self._selector.register(read_fd, selectors.EVENT_READ, lambda: self._take_signals(read_fd))
-        taken = {*STOP_SIGNALS, signal.SIGCHLD}
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as nohup sets it
-            taken.remove(signal.SIGHUP)
-        previous = {number: signal.signal(number, _ignore) for number in taken}
-        previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(previous_fd)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            self._selector.close()
-            os.close(read_fd)
-            os.close(write_fd)
+    def _open_log(self, spec: ChildSpec) -> ChildLog | None:
+        if self._logs is None:
+            return None
+        return ChildLog(self._logs / f"{spec.name}.log", lambda line: self._say(f"{spec.name} | {line}"))
 
     def _take_signals(self, read_fd: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -215,8 +265,10 @@ class Supervisor:
                     self._request_stop()
 
 
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """The wake-up pipe carries the signal; a handler must exist for that."""
+def _obituary(name: str, process: Process, wait_s: float, log_file: ChildLog | None = None) -> str:
+    when = f"in {wait_s:.1f} s" if wait_s > 0.05 else "now"
+    where = f" Log: {log_file.path}" if log_file is not None else ""
+    return f"{name} (pid {process.pid}) {_ending(process.find_code())}; starting it again {when}.{where}"
 
 
 def _ending(code: int | None) -> str:

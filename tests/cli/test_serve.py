@@ -14,7 +14,7 @@ from tests.cli.conftest import Service, is_alive, run, run_json, wait_until
 
 pytestmark = pytest.mark.processes
 
-ROLES = {"supervisor", "broker", "api", "worker", "scheduler"}
+ROLES = {"supervisor", "broker", "api", "worker", "spare", "scheduler"}
 
 
 def test_first_start_shows_a_key_that_works(service: Service) -> None:

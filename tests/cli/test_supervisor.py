@@ -27,7 +27,7 @@ class Run:
         self.errors: list[BaseException] = []
         self.ready = threading.Event()
         self.supervisor = Supervisor(
-            tmp_path, specs, url="http://x", grace_s=grace_s, say=self.said.append, on_ready=self.ready.set
+            specs, grace_s=grace_s, say=self.said.append, logs=tmp_path / "logs", on_ready=self.ready.set
         )
 
     def pids(self) -> list[int | None]:
@@ -71,7 +71,7 @@ def test_dead_child_is_replaced_and_its_death_told(tmp_path: Path) -> None:
     spec = sleeper(
         "worker",
         make_environment=lambda: {"NUMBER": str(next(numbers))},
-        on_death=lambda environment: told.append(environment["NUMBER"]),
+        on_death=lambda death: told.append(death.environment["NUMBER"]),
     )
     run = Run(tmp_path, [spec])
 
