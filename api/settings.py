@@ -34,7 +34,7 @@ class SupervisorSettings(BaseSettings):
     spare_worker: bool = Field(
         True,
         description="beside each worker a second process waits, loaded, and takes its place in a second when it dies; "
-        "it costs memory (about 0.5 GB), and no device memory",
+        "it costs about 0.4 GB of memory, and none of the device",
     )
     supervise_worker: bool = Field(
         True, description="`piecework worker` restarts its worker; false: it becomes the worker process itself"

@@ -6,14 +6,18 @@ you any more". What always holds: a worker that waits can be ended at any moment
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 
 WHEN_TOLD = "--when-told"
+WORKER_NAME, SPARE_NAME = "worker", "spare-worker"
+"""As `ps` and `top` show them (Linux)."""
 LINE_FD = 0
 NICE = 5
 
@@ -22,12 +26,14 @@ def wait_for_turn() -> None:
     """Return when told to begin; ends the process on SIGTERM, or when nobody can tell it any more."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
     if not select.select([LINE_FD], [], [], 0)[0]:
+        _call_oneself(SPARE_NAME)
         loading = threading.Thread(target=_load, name="loading", daemon=True)
         loading.start()
         _await_line()
         loading.join()
     else:
         _await_line()
+    _call_oneself(WORKER_NAME)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -68,3 +74,8 @@ def _say(word: bytes) -> None:
         os.write(LINE_FD, word)
     except OSError:
         print("the supervisor is gone", file=sys.stderr)  # the kernel is about to end this process, too
+
+
+def _call_oneself(name: str) -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)

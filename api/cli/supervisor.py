@@ -147,13 +147,14 @@ class Supervisor:
     def _listen(self, child: Child, process: Process) -> None:
         if process not in child.processes:
             return
-        before = (process.loaded, process.ready)
+        was_loaded, was_ready = process.loaded, process.ready
         if not child.listen(process):
             assert process.line is not None
             self._selector.unregister(process.line)
-        if before != (process.loaded, process.ready):
-            event = "child_ready" if process.ready else "spare_loaded"
-            log.info(event, child=child.spec.name, pid=process.pid)
+        if process.ready and not was_ready:
+            log.info("child_ready", child=child.spec.name, pid=process.pid)
+        elif process is child.spare and process.loaded and not was_loaded:
+            log.info("spare_loaded", child=child.spec.name, pid=process.pid)
 
     def _reap(self) -> None:
         for child in self.children:

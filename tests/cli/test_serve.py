@@ -43,6 +43,9 @@ def test_key_made_while_the_service_runs_works_at_once(service: Service) -> None
 
 
 def test_status_names_every_process(service: Service) -> None:
+    # given a service whose spare has been started, too
+    wait_until(lambda: set(service.pids()) == ROLES, "all processes run")
+
     # when the status is asked for
     status = run_json(service.data_dir, "status")
 

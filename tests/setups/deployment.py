@@ -1,6 +1,7 @@
 """The service as real processes, on either set-up: `piecework serve`, or its parts on servers of their own.
 
-What dies is started again: embedded by the supervisor, elsewhere by a thread here, as an orchestrator would.
+What dies is started again: everything embedded, and every worker, by a supervisor, the other parts by a thread here, as
+an orchestrator would.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from storage.failpoints import Point
 from storage.open import Storage, open_storage
 from storage.settings import StorageSettings
 from tests.servers import free_port
+from worker.waiting import WORKER_NAME
 
 PIECEWORK = (sys.executable, "-P", "-m", "api.cli")
 START_S = 120.0
@@ -61,7 +63,7 @@ class Deployment:
         own = {name: value for name, value in os.environ.items() if not name.startswith("PIECEWORK_")}
         self._environment = {**own, "PIECEWORK_DATA_DIR": str(directory / "data"), **(urls or {})}
         self._environment["PIECEWORK_CACHE_DIR"] = str(directory / "cache")
-        # Nobody sees a worker die there but by its lease: a short one, so that the tests need not wait for long.
+        # Where a worker's supervisor dies with it, its lease has to expire: a short one, so that no test waits for long.
         self._environment |= {} if self._embedded else {"PIECEWORK_LEASE_S": "3", "PIECEWORK_SWEEP_S": "0.5"}
         self._environment |= settings or {}
         self._failpoints = directory / "failpoints"
@@ -117,9 +119,10 @@ class Deployment:
     # ------------------------------------------------------------------------------------------------ killing things
 
     def pids(self, role: str) -> list[int]:
-        """The processes of a role: api, worker, scheduler; embedded also supervisor and broker."""
+        """The processes of a role: api, worker (not its supervisor nor its spare), scheduler; embedded also broker."""
         if not self._embedded:
-            return [child.pid for name, child in self._children.items() if name == role]
+            children = [child.pid for name, child in self._children.items() if name == role]
+            return children if role != "worker" else [pid for child in children for pid in _workers_of(child)]
         return [process.pid for process in process_table.read(self.directory / "data") if process.role == role]
 
     def kill(self, role: str) -> None:
@@ -166,9 +169,9 @@ class Deployment:
         for file in self._failpoints.iterdir():
             file.unlink(missing_ok=True)
 
-    def start_worker(self, name: str) -> int:
-        """One more worker, whose id is its name; returns its pid."""
-        return self._launch(name, "worker", settings={"PIECEWORK_WORKER_ID": name}).pid
+    def start_worker(self, name: str) -> None:
+        """One more worker, with a supervisor and a spare of its own; its first process has its name as id."""
+        self._launch(name, "worker", settings={"PIECEWORK_WORKER_ID": name})
 
     def end_child(self, name: str) -> None:
         """SIGKILL one part for good."""
@@ -276,3 +279,16 @@ def _family(pid: int) -> Sequence[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def _workers_of(supervisor_pid: int) -> Sequence[int]:
+    """The process that works among the children of a `piecework worker`."""
+    return [process.pid for process in _family(supervisor_pid) if find_name(process) == WORKER_NAME]
+
+
+def find_name(process: psutil.Process) -> str:
+    """What a process calls itself; nothing if it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return str(process.name())
+    return ""
