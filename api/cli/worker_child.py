@@ -21,28 +21,43 @@ class DeadWorkers:
         self._settings = settings
         self._say = say
         self._threads: list[threading.Thread] = []
-        self._rehearsed = False
+        self._oom_kills: int | None = None
 
     def get_ready(self) -> None:
         """Load and try out, once, what a death will need: the first use of these libraries takes a second."""
-        from api.cli.dead_worker import rehearse
+        if not self._threads:
+            self._begin(self._rehearse)
 
-        if not self._rehearsed:
-            self._rehearsed = True
-            threading.Thread(target=rehearse, args=(self._settings,), daemon=True).start()
-
-    def free(self, worker_id: str) -> None:
+    def free(self, death: Death) -> None:
         """Begin to hand a dead worker's work on."""
-        from api.cli.dead_worker import free_worker
-
-        thread = threading.Thread(target=free_worker, args=(self._settings, worker_id, self._say), daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        self._begin(lambda: self._free(death))
 
     def finish(self) -> None:
         """Before the supervisor ends: wait a little for what is under way."""
         for thread in self._threads:
             thread.join(FREEING_S)
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        self._threads = [thread, *(one for one in self._threads if one.is_alive())]
+
+    def _rehearse(self) -> None:
+        from api.cli.dead_worker import rehearse
+        from storage.deaths import count_oom_kills
+
+        self._oom_kills = count_oom_kills()
+        rehearse(self._settings)
+
+    def _free(self, death: Death) -> None:
+        from api.cli.dead_worker import free_worker
+        from storage.deaths import Cause, cause_of_exit, count_oom_kills
+
+        now = count_oom_kills()
+        before, self._oom_kills = self._oom_kills, now
+        cause = cause_of_exit(death.code, oom_kills_before=now if before is None else before, oom_kills_now=now)
+        worker_id = death.environment["PIECEWORK_WORKER_ID"]
+        free_worker(self._settings, worker_id, self._say, Cause.STOPPED if death.stopped else cause)
 
 
 def worker_child(
@@ -70,16 +85,13 @@ def worker_child(
     def environment() -> Mapping[str, str]:
         return {**variables, "PIECEWORK_WORKER_ID": f"{prefix}-{secrets.token_hex(4)}"}
 
-    def on_death(death: Death) -> None:
-        dead_workers.free(death.environment["PIECEWORK_WORKER_ID"])
-
     return ChildSpec(
         "worker",
         name,
         (*python("worker"), "--when-told"),
         environment,
         on_begun=dead_workers.get_ready,
-        on_death=on_death,
+        on_death=dead_workers.free,
         waits=True,
         spare=spare,
         must_start=must_start,
