@@ -75,15 +75,17 @@ def worker_child(
         name: of the place; unique among the supervisor's children.
         variables: environment of every start.
         dead_workers: told of deaths.
-        worker_name: what worker ids begin with; empty: the host and `name`. Each process gets an id of its own, so
-            that freeing what the last one held never touches the next.
+        worker_name: id of the first process, and what the ids of the next ones begin with; empty: the host and
+            `name`. Each has an id of its own, so that freeing what the last one held never touches the next.
         spare: whether a second process waits, loaded, for the death of the first.
         must_start: whether a first start that fails ends the supervisor.
     """
     prefix = worker_name or f"{socket.gethostname()}-{name.rpartition('-')[2]}"
 
+    ids = iter([worker_name] if worker_name else [])
+
     def environment() -> Mapping[str, str]:
-        return {**variables, "PIECEWORK_WORKER_ID": f"{prefix}-{secrets.token_hex(4)}"}
+        return {**variables, "PIECEWORK_WORKER_ID": next(ids, "") or f"{prefix}-{secrets.token_hex(4)}"}
 
     return ChildSpec(
         "worker",

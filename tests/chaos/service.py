@@ -1,7 +1,7 @@
 """The service under fire, on either set-up: all its parts are started again when they die, and can be found by role.
 
-Embedded, `piecework serve` starts its own children again, and this only `serve` itself; deployed, two workers, each with
-a supervisor and a spare of its own, two api processes and a scheduler are kept running as an operator would.
+Embedded, `piecework serve` starts its own children again, and this only `serve` itself; deployed, two workers, each
+with a supervisor and a spare of its own, two api processes and a scheduler are kept running as an operator would.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Deployment:
         own = {name: value for name, value in os.environ.items() if not name.startswith("PIECEWORK_")}
         self._environment = {**own, "PIECEWORK_DATA_DIR": str(directory / "data"), **(urls or {})}
         self._environment["PIECEWORK_CACHE_DIR"] = str(directory / "cache")
-        # Where a worker's supervisor dies with it, its lease has to expire: a short one, so that no test waits for long.
+        # Where a supervisor dies with its worker, leases have to expire: short ones, so that no test waits for long.
         self._environment |= {} if self._embedded else {"PIECEWORK_LEASE_S": "3", "PIECEWORK_SWEEP_S": "0.5"}
         self._environment |= settings or {}
         self._failpoints = directory / "failpoints"
