@@ -14,7 +14,7 @@ SETUP      ?= embedded
 
 .DEFAULT_GOAL := help
 .PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-mutations chaos \
-	check lint types imports format proto clean
+	check lint types imports format proto clean bench-durability bench-state-io
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,14 @@ test-mutations: install ## take each guard away in a copy, and see its tests go 
 
 chaos: install test-servers ## kill, stop and cut off a real service while it trains: KILLS=200 SEED=1 SETUP=embedded
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED) --setup $(SETUP) $(ARGS)
+
+# --------------------------------------------------------------------------------------------------------- benchmarks
+
+bench-durability: install ## price of journal and write-back: training against the same passes in memory; ARGS="--size small"
+	@$(BIN)/python -m benchmarks.durability $(ARGS)
+
+bench-state-io: install test-servers ## save and load of a run's state against the object store's own put and get
+	@$(BIN)/python -m benchmarks.state_io $(ARGS)
 
 # ------------------------------------------------------------------------------------------------------------- checks
 
