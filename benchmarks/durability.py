@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,14 @@ class Bare:
     def __init__(self, model: ResidentModel, rank: int) -> None:
         self._model = model
         self._state = RunState.create(model.base, LoraConfig(rank=rank, seed=1))
+        self._thread = ThreadPoolExecutor(1)
         self.outcomes: list[Any] = []
 
     def block(self, body: ForwardBackward, steps: int) -> Block:
-        """Train."""
+        """Train, on a thread of its own as the engine has: threads differ in how they get their memory."""
+        return self._thread.submit(self._block, body, steps).result()
+
+    def _block(self, body: ForwardBackward, steps: int) -> Block:
         with Clock() as clock:
             for _ in range(steps):
                 report = self._model.trainer.run([TrainRequest(self._state, body)])

@@ -15,7 +15,7 @@ CONTEXT_LENGTH = 512
 
 def write_tiny_model(directory: Path) -> Path:
     """Write model and tokenizer; the same numbers every time."""
-    _tokenizer().save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
     config = Qwen3Config(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
@@ -34,7 +34,8 @@ def write_tiny_model(directory: Path) -> Path:
     return directory
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from storage.migrate import migrate
 from storage.open import Storage, open_storage
 from storage.runs import Run, Session
 from storage.settings import StorageSettings
-from tests.tiny_model import CONTEXT_LENGTH, VOCAB_SIZE
 from worker import takeover
 from worker.commit import Committer
 from worker.engine.timing import DeviceClock
@@ -108,6 +108,7 @@ class Service:
             return runs.create_session(tx, account_id=account.id, api_key_id=None, now=now, sdk_version="tests")
 
     def _add_model(self, directory: Path) -> None:
+        config = json.loads((directory / "config.json").read_text())
         files = {}
         for path in directory.iterdir():
             key = f"base_models/tiny/0000000000000000/{path.name}"
@@ -120,8 +121,8 @@ class Service:
                 tokenizer_id=str(directory),
                 architecture="Qwen3ForCausalLM",
                 dtype="float32",
-                context_length=CONTEXT_LENGTH,
-                vocab_size=VOCAB_SIZE,
+                context_length=config["max_position_embeddings"],
+                vocab_size=config["vocab_size"],
                 num_parameters=1,
                 tied_embeddings=False,
                 files=files,
@@ -133,10 +134,10 @@ class Service:
 class Engine:
     """One worker's engine thread."""
 
-    def __init__(self, service: Service, name: str, **settings: Any) -> None:
+    def __init__(self, service: Service, name: str, *, published: list[str] | None = None, **settings: Any) -> None:
         self.name = name
         self.settings = WorkerSettings(**{"cache_dir": service.directory / "cache", "writeback_s": 0.0, **settings})
-        self.published: list[str] = []
+        self.published: list[str] = [] if published is None else published
         self._service = service
         self._io = ThreadPoolExecutor(4)
         storage = service.storage

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 from sqlalchemy import select, update
+from structlog.testing import capture_logs
 
 from jobs.operations import (
     Datum,
@@ -21,6 +25,7 @@ from jobs.operations import (
 )
 from jobs.sweeper import close_gaps
 from storage import journal, leases, runs, snapshots, tables
+from storage.errors import ObjectStoreUnavailableError
 from storage.runs import Run
 from tests.tiny_model import VOCAB_SIZE
 from tests.worker.harness import Engine, Service
@@ -413,3 +418,39 @@ def test_an_operation_that_raises_fails_alone(
     outcome = service.outcome(again)
     assert isinstance(outcome, OptimStepOutcome)
     assert outcome.metrics["step"] == 1
+
+
+def test_a_run_at_its_bound_waits_until_the_store_is_back_and_others_go_on(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a bound that any operation exceeds, a store that takes no snapshots, and a run that has reached the bound
+    engine = Engine(service, "worker-a", replay_tail_s=1e-9).start()
+    run, put = service.create_run(), service.storage.objects.put
+    away = threading.Event()
+    away.set()
+
+    def put_unless_away(key: str, *args: Any, **kwargs: Any) -> None:
+        if away.is_set() and key.startswith("snapshots/"):
+            raise ObjectStoreUnavailableError("store", "away")
+        put(key, *args, **kwargs)
+
+    monkeypatch.setattr(service.storage.objects, "put", put_unless_away)
+    with capture_logs() as logs:
+        first = service.submit(run, 1, learn())
+        engine.take(run)
+        service.outcome(first)
+        held, other = service.submit(run, 2, learn(1)), service.create_run()
+        engine.take(run)
+        beside = service.submit(other, 1, learn(forward_only=True))
+        engine.take(other)
+        service.outcome(beside)
+
+        # then it waits, and another that has nothing to lose goes on
+        assert service.status(held) == "queued"
+
+        # when the store is back, it goes on by itself
+        away.clear()
+        assert isinstance(service.outcome(held), ForwardBackwardOutcome)
+    waits = [line["run"] for line in logs if line["event"] == "run_waits_for_writeback"]
+    assert waits.count(run.id) in (1, 2)  # once for each operation at the bound, however often the upload is tried
+    engine.leave()
