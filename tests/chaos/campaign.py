@@ -21,9 +21,9 @@ from tests.chaos.servers import BrokerKind, Servers
 from tests.chaos.service import LEASE_S, RETENTION_S, UPLOAD_EXPIRY_S, Service
 from tests.tiny_model import write_tiny_model
 
-PAUSE_MAX_S = 150.0
+PAUSE_MAX_S = 300.0
 """Without any result for so long, the clients count as stuck."""
-FINISH_S = 300.0
+FINISH_S = 600.0
 ENDED_BY_ITSELF = (0, -signal.SIGTERM)
 """What an api process ends with, and a worker that was still starting."""
 SETTLE_S = max(LEASE_S, UPLOAD_EXPIRY_S) + 1.0
