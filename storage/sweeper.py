@@ -92,6 +92,6 @@ def _delete_objects(database: Database, objects: ObjectStore) -> int:
         objects.delete(keys)
         failpoints.reach(Point.OBJECTS_DELETED)
         with database.begin() as tx:
-            uploads.forget(tx, keys)
+            uploads.forget(tx, keys, now=database.now(tx))
         failpoints.reach(Point.OBJECTS_FORGOTTEN)
     return len(keys)

@@ -3,10 +3,11 @@
     announced ──put──▶ (object lies in the store) ──reference()──▶ referenced ──release()──▶ released
         └──expired, never named──────────────────▶ deleting ◀──────────sweeper──────────────────┘
                                                       └──the object is deleted──▶ (no row)
+                                                             └──never named──▶ late ──as long again──▶ deleting
 
 A writer that was too slow finds its row `deleting`, or gone, and gets `UploadGoneError`: it uploads again under a fresh
-key. So neither the sweeper nor a paused writer can lose what a row names; and an object whose deletion failed is still
-known by its row, so that the next pass deletes it.
+key. So neither the sweeper nor a paused writer can lose what a row names; and an object whose deletion failed, or that
+was put only after it, is still known by its row, so that a later pass deletes it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ REFERENCED = "referenced"
 RELEASED = "released"
 DELETING = "deleting"
 """Nothing names the object any more, nor ever will again."""
+LATE = "late"
+"""Deleted, but its writer was never heard of, and may put it still."""
 
 
 def announce(tx: Connection, key: str, *, now: datetime, expires_at: datetime) -> None:
@@ -84,15 +87,26 @@ def take_unwanted(tx: Connection, *, now: datetime, limit: int) -> Sequence[str]
     They are to be deleted once this has been committed, and then forgotten.
     """
     row = tables.stored_object
-    unwanted = or_(row.c.state.in_((RELEASED, DELETING)), and_(row.c.state == UPLOAD, row.c.expires_at < now))
-    query = select(row.c.key).where(unwanted).limit(limit).with_for_update(skip_locked=True)
-    keys = tx.execute(query).scalars().all()
-    tx.execute(update(row).where(row.c.key.in_(keys)).values(state=DELETING))
+    expired = and_(row.c.state.in_((UPLOAD, LATE)), row.c.expires_at < now)
+    query = select(row.c.key).where(or_(row.c.state.in_((RELEASED, DELETING)), expired))
+    keys = tx.execute(query.limit(limit).with_for_update(skip_locked=True)).scalars().all()
+    put_for_sure = update(row).where(row.c.key.in_(keys), row.c.state.in_((RELEASED, LATE)))
+    tx.execute(put_for_sure.values(state=DELETING, expires_at=None))
+    tx.execute(update(row).where(row.c.key.in_(keys), row.c.state == UPLOAD).values(state=DELETING))
     return keys
 
 
-def forget(tx: Connection, keys: Sequence[str]) -> None:
-    """Remove the rows of objects that have been deleted."""
+def forget(tx: Connection, keys: Sequence[str], *, now: datetime) -> None:
+    """Remove the rows of objects that have been deleted.
+
+    The writer of one that was announced and never named may put it still: that row stays for as long again, and then
+    the object is deleted once more.
+    """
     row = tables.stored_object
-    query = select(row.c.key).where(row.c.key.in_(keys), row.c.state == DELETING).with_for_update(skip_locked=True)
-    tx.execute(delete(row).where(row.c.key.in_(tx.execute(query).scalars().all())))
+    query = select(row.c.key, row.c.created_at, row.c.expires_at).where(row.c.key.in_(keys), row.c.state == DELETING)
+    deleted = tx.execute(query.with_for_update(skip_locked=True)).all()
+    tx.execute(delete(row).where(row.c.key.in_([one.key for one in deleted if one.expires_at is None])))
+    for one in deleted:
+        if one.expires_at is not None:
+            until = now + (one.expires_at - one.created_at)
+            tx.execute(update(row).where(row.c.key == one.key).values(state=LATE, expires_at=until))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,7 +138,6 @@ def _violations(service: Service, records: Mapping[str, Record]) -> Iterator[tup
     statuses = service.shut_down()
     unwilling = [f"{name} ended with {code}" for name, code in statuses.items() if code not in ENDED_BY_ITSELF]
     yield "Every part ends by itself on SIGTERM.", unwilling
-    time.sleep(UPLOAD_EXPIRY_S)
     with service.storage() as storage:
         _sweep(storage)
         for check in STORAGE_CHECKS:
@@ -151,13 +149,14 @@ def _violations(service: Service, records: Mapping[str, Record]) -> Iterator[tup
 
 
 def _sweep(storage: Storage) -> None:
-    settings = JobsSettings()
-    for _ in itertools.repeat(None, 3):  # what one pass releases, the next deletes
+    """Twice, since what a writer puts after its upload was swept away is swept away later."""
+    for _ in range(2):
+        time.sleep(UPLOAD_EXPIRY_S + 0.5)
         sweeper.sweep(
             storage.database,
             storage.objects,
             result_retention_s=RETENTION_S,
-            sampling_session_idle_s=settings.sampling_session_idle_s,
+            sampling_session_idle_s=JobsSettings().sampling_session_idle_s,
         )
 
 

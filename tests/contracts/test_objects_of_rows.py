@@ -61,7 +61,7 @@ def test_an_object_lives_from_its_announcement_until_it_is_released(tx: Connecti
     uploads.release(tx, "k")
     # Then
     assert uploads.take_unwanted(tx, now=SOON, limit=5) == ["k"]
-    uploads.forget(tx, ["k"])
+    uploads.forget(tx, ["k"], now=SOON)
     assert _state(tx, "k") is None
     assert uploads.take_unwanted(tx, now=AFTER, limit=5) == []
 
@@ -87,7 +87,7 @@ def test_only_objects_that_are_being_deleted_are_forgotten(tx: Connection) -> No
     make_upload(tx, "k")
     uploads.reference(tx, "k", size_bytes=3)
     # When
-    uploads.forget(tx, ["k"])
+    uploads.forget(tx, ["k"], now=SOON)
     # Then
     assert _state(tx, "k") == "referenced"
 
@@ -122,7 +122,7 @@ def test_unwanted_objects_are_taken_in_pages(tx: Connection) -> None:
     pages = []
     for _ in range(4):
         pages.append(uploads.take_unwanted(tx, now=SOON, limit=2))
-        uploads.forget(tx, pages[-1])
+        uploads.forget(tx, pages[-1], now=SOON)
     # Then
     assert [len(page) for page in pages] == [2, 2, 1, 0]
     assert len({key for page in pages for key in page}) == 5

@@ -68,6 +68,28 @@ def test_an_upload_that_was_never_named_is_deleted_after_its_expiry(storage: Sto
     assert not storage.objects.exists("payloads/abandoned")
 
 
+def test_an_object_that_is_put_after_its_upload_was_swept_away_is_deleted_too(
+    storage: Storage, clock: FrozenClock
+) -> None:
+    # Given a writer that is stopped between announcing an object and putting it, until it counts as abandoned
+    expiry_s = storage.settings.upload_expiry_s
+    with storage.database.begin() as tx:
+        expires_at = clock.now() + timedelta(seconds=expiry_s)
+        make_upload(tx, "payloads/late", now=clock.now(), expires_at=expires_at)
+    clock.advance(expiry_s + 1)
+    _sweep(storage)
+    # When it goes on
+    storage.objects.put("payloads/late", b"x")
+    with storage.database.begin() as tx, pytest.raises(UploadGoneError):
+        uploads.reference(tx, "payloads/late", size_bytes=1)
+    # Then the object goes once more, and its row with it
+    clock.advance(expiry_s + 1)
+    assert _sweep(storage) == Swept(objects=1)
+    assert not storage.objects.exists("payloads/late")
+    clock.advance(10 * expiry_s)
+    assert _sweep(storage) == Swept()
+
+
 def test_an_announced_object_that_was_never_put_is_no_error(storage: Storage, clock: FrozenClock) -> None:
     # Given
     with storage.database.begin() as tx:
