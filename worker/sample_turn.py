@@ -195,7 +195,9 @@ class SampleTurn:
     def _submit(self, claimed: ClaimedSample) -> None:
         work = claimed.work
         assert isinstance(work, Drawable)
-        work.model.sampler.submit(claimed.operation.request_id, work.body, work.adapter)
+        # another account must not learn from a hit what this one has asked
+        scope = f"{claimed.operation.account_id}/{claimed.session.object_key or ''}"
+        work.model.sampler.submit(claimed.operation.request_id, work.body, work.adapter, scope=scope)
 
     def _drop(self, request_id: str) -> int:
         """Take a sample out of the engine; returns the device time it had used."""

@@ -33,7 +33,7 @@ class PretendSampler:
     def has_work(self) -> bool:
         return bool(self.inside)
 
-    def submit(self, request_id: str, body: Sample, adapter: Any) -> None:
+    def submit(self, request_id: str, body: Sample, adapter: Any, *, scope: str) -> None:
         self.inside.append(request_id)
 
     def cancel(self, request_id: str) -> None:

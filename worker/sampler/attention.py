@@ -33,6 +33,29 @@ class PromptRows:
 
 
 @dataclass(frozen=True, eq=False)
+class _Prefix:
+    """What the tokens of a prompt that do not begin it attend to.
+
+    Attributes:
+        blocks: int64 `[1, n]`, its table up to the last of them.
+        mask: bool `[N, K]`, each token sees those up to itself.
+    """
+
+    blocks: Tensor
+    mask: Tensor
+
+
+def _prefix_of(prompt: PromptRows, cache: KVCache) -> _Prefix | None:
+    first = prompt.table.num_tokens
+    if first == 0:
+        return None
+    total = first + prompt.stop - prompt.start
+    blocks = torch.tensor([prompt.table.blocks[: blocks_for(total)]]).to(cache.device)
+    mask_NK = torch.arange(total) <= torch.arange(first, total)[:, None]
+    return _Prefix(blocks, mask_NK.to(cache.device))
+
+
+@dataclass(frozen=True, eq=False)
 class DecodeRows:
     """One row each of sequences whose tables have the same number of blocks.
 
@@ -62,7 +85,7 @@ class PagedAttention:
         """
         self._cache = cache
         self._slots_T = slots_T
-        self._prompts = prompts
+        self._prompts = [(prompt, _prefix_of(prompt, cache)) for prompt in prompts]
         self._decodes = decodes
 
     def attend(self, layer: int, query_HTd: Tensor, key_GTd: Tensor, value_GTd: Tensor, scale: float) -> Tensor:
@@ -70,29 +93,25 @@ class PagedAttention:
         self._cache.write(layer, self._slots_T, key_GTd.transpose(0, 1), value_GTd.transpose(0, 1))
         num_heads, num_rows, head_size = query_HTd.shape
         attended_THd = query_HTd.new_zeros(num_rows, num_heads, head_size)
-        for prompt in self._prompts:
+        for prompt, prefix in self._prompts:
             rows = slice(prompt.start, prompt.stop)
-            if prompt.table.num_tokens == 0:
+            if prefix is None:
                 attended = _causal(query_HTd[:, rows], key_GTd[:, rows], value_GTd[:, rows], scale)
             else:
-                attended = self._attend_behind_prefix(layer, query_HTd[:, rows], prompt, scale)
+                attended = self._attend_behind(layer, query_HTd[:, rows], prefix, scale)
             attended_THd[rows] = attended.transpose(0, 1)
         for decode in self._decodes:
             attended_THd[decode.rows] = self._attend_decode(layer, query_HTd[:, decode.rows], decode, scale)
         return attended_THd
 
-    def _attend_behind_prefix(self, layer: int, query_HNd: Tensor, prompt: PromptRows, scale: float) -> Tensor:
-        first = prompt.table.num_tokens
-        total = first + query_HNd.shape[1]
-        blocks = torch.tensor([prompt.table.blocks[: blocks_for(total)]], device=query_HNd.device)
-        key_1GKd, value_1GKd = self._cache.read(layer, blocks)
-        behind_N = torch.arange(first, total, device=query_HNd.device)
-        mask_NK = torch.arange(total, device=query_HNd.device) <= behind_N[:, None]
+    def _attend_behind(self, layer: int, query_HNd: Tensor, prefix: _Prefix, scale: float) -> Tensor:
+        key_1GKd, value_1GKd = self._cache.read(layer, prefix.blocks)
+        total = prefix.mask.shape[1]
         attended_1HNd = scaled_dot_product_attention(
             query_HNd[None],
             key_1GKd[:, :, :total],
             value_1GKd[:, :, :total],
-            attn_mask=mask_NK,
+            attn_mask=prefix.mask,
             scale=scale,
             enable_gqa=query_HNd.shape[0] != key_1GKd.shape[1],
         )

@@ -1,11 +1,15 @@
-"""Who holds which block of the key-value cache. Numbers only, no tensors.
+"""Who holds which block of the key-value cache, and what idle ones still hold. Numbers only, no tensors.
 
 What always holds: a block is free or has as many holders as tables name it; nothing is allocated twice, and when every
-table has been released every block is free.
+table has been released every block is free. A free block that was published keeps its content until it is needed for
+something else, the least recently used first.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +24,22 @@ BLOCK_TOKENS = 32
 def blocks_for(num_tokens: int) -> int:
     """Blocks that hold `num_tokens` tokens."""
     return -(-num_tokens // BLOCK_TOKENS)
+
+
+def block_keys(scope: str, tokens: Sequence[int]) -> list[bytes]:
+    """Names of the contents of a prompt's full blocks: each says all tokens up to the block's end.
+
+    Args:
+        scope: what else keys and values depend on, and who may share them.
+        tokens: of the prompt.
+    """
+    digest = hashlib.sha256(scope.encode()).digest()
+    keys = []
+    for stop in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS):
+        block = np.asarray(tokens[stop - BLOCK_TOKENS : stop], dtype=np.int64)
+        digest = hashlib.sha256(digest + block.tobytes()).digest()
+        keys.append(digest)
+    return keys
 
 
 @dataclass(eq=False)
@@ -55,17 +75,21 @@ class Reserved:
 
 
 class BlockPool:
-    """A fixed number of blocks, reference-counted."""
+    """A fixed number of blocks, reference-counted; published ones can be found by their content."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._holders = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))  # low ids first, so that little of the cache is touched
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        """Published and held by nobody, the least recently used first."""
+        self._published: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
-        return len(self._free)
+        """Blocks that nobody holds, with or without content."""
+        return len(self._free) + len(self._idle)
 
     def num_holders(self, block: int) -> int:
         """How many tables name this block."""
@@ -112,9 +136,37 @@ class BlockPool:
             self._holders[block] += 1
         return BlockTable(list(shared), num_tokens)
 
+    def publish(self, block: int, key: bytes) -> None:
+        """Let others find a held block, which is never written again; of equal ones the first stays."""
+        if self._holders[block] and block not in self._keys and key not in self._published:
+            self._published[key] = block
+            self._keys[block] = key
+
+    def reuse(self, table: BlockTable, key: bytes) -> bool:
+        """Make a published block the next one of a table, in place of one that was reserved; False if there is none.
+
+        Args:
+            table: `num_tokens` is at the end of a block, and grows by a block.
+            key: of what the block must hold.
+        """
+        block = self._published.get(key)
+        if block is None:
+            return False
+        place = table.num_tokens // BLOCK_TOKENS
+        if not self._holders[block]:
+            del self._idle[block]
+        self._holders[block] += 1
+        if place < len(table.blocks):
+            self._drop(table.blocks[place])
+            table.blocks[place] = block
+        else:
+            table.blocks.append(block)
+        table.num_tokens += BLOCK_TOKENS
+        return True
+
     def release(self, table: BlockTable) -> None:
         """Let go of everything a table names; releasing it again does nothing."""
-        for block in table.blocks:
+        for block in reversed(table.blocks):  # what comes first in a prompt is of use the longest
             self._drop(block)
         table.blocks = []
         table.num_tokens = 0
@@ -125,7 +177,11 @@ class BlockPool:
         return next_block < len(table.blocks) and self._holders[table.blocks[next_block]] > 1
 
     def _take(self) -> int:
-        block = self._free.pop()
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._idle.popitem(last=False)
+            del self._published[self._keys.pop(block)]
         self._holders[block] = 1
         return block
 
@@ -133,4 +189,7 @@ class BlockPool:
         assert self._holders[block] > 0, "a block was released that nobody holds"
         self._holders[block] -= 1
         if self._holders[block] == 0:
-            self._free.append(block)
+            if block in self._keys:
+                self._idle[block] = None
+            else:
+                self._free.append(block)

@@ -41,10 +41,15 @@ class PromptScores:
             self._targets = torch.from_numpy(np.array(body.target_prompt_logprobs, dtype=np.int64))
             self.target_logprobs = np.zeros(tuple(self._targets.shape), dtype=np.float32)
 
+    @property
+    def first_row(self) -> int:
+        """The first row whose logits are needed."""
+        return 0 if self._targets is not None else self._first_row
+
     def rows_wanted(self, start: int, stop: int) -> range:
         """Rows among the prompt's `[start, stop)` whose logits are needed."""
-        first = 0 if self._targets is not None else self._first_row
-        return range(max(start, first), max(start, first, min(stop, self._last_row)))
+        first = max(start, self.first_row)
+        return range(first, max(first, min(stop, self._last_row)))
 
     def add(self, row: int, logprobs_CV: Tensor) -> None:
         """Take the log-probabilities that the rows from `row` on give to the whole vocabulary, on any device."""

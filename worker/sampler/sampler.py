@@ -19,7 +19,7 @@ from worker.engine.adapter import Adapter
 from worker.engine.base_model import BaseModel
 from worker.engine.timing import DeviceClock
 from worker.sampler.admission import find_refusal, num_new_max
-from worker.sampler.blocks import BLOCK_TOKENS, BlockPool
+from worker.sampler.blocks import BLOCK_TOKENS, BlockPool, block_keys
 from worker.sampler.head import drawing_logits, score_prompt
 from worker.sampler.kv_cache import KVCache
 from worker.sampler.philox import uniforms
@@ -33,7 +33,7 @@ from worker.sampler.stops import make_decode, make_stop
 from worker.sampler.work import WorkRate
 
 CHUNK_TOKENS = 1024
-"""Prompt tokens of one request computed in one step. A constant, since where a prompt is cut shows in its bits."""
+"""Most prompt tokens of one request computed in one step."""
 
 
 class Sampler:
@@ -58,10 +58,10 @@ class Sampler:
         self._cache = KVCache(
             base_model.config, num_blocks=pool.num_blocks, device=base_model.device, dtype=base_model.dtype
         )
-        self._scheduler = Scheduler(
-            pool, sequences_max=sequences_max, tokens_max=tokens_max, chunk_tokens=min(CHUNK_TOKENS, tokens_max)
-        )
+        chunk_tokens = max(1, min(CHUNK_TOKENS, tokens_max) // BLOCK_TOKENS) * BLOCK_TOKENS
+        self._scheduler = Scheduler(pool, sequences_max=sequences_max, tokens_max=tokens_max, chunk_tokens=chunk_tokens)
         self._row_tile = ROW_TILE if base_model.deterministic else 1
+        self._grid = BLOCK_TOKENS if base_model.deterministic else chunk_tokens
         self._clock = DeviceClock(base_model.device)
         self._refused: list[Finished] = []
 
@@ -70,13 +70,15 @@ class Sampler:
         """Whether another step has something to do."""
         return bool(self._refused) or self._scheduler.has_work
 
-    def submit(self, request_id: str, body: Sample, adapter: Adapter | None) -> None:
+    def submit(self, request_id: str, body: Sample, adapter: Adapter | None, *, scope: str | None = None) -> None:
         """Queue a request; one that cannot be served is reported as failed by the next step.
 
         Args:
             request_id: unused so far, or finished.
             body: what to sample.
             adapter: must not change until the request is finished; None is the base model itself.
+            scope: requests of one scope share the keys and values of common prompt beginnings; it must name whose they
+                are and the adapter, whose weights never change. None shares nothing.
         """
         if self._scheduler.find(request_id) is not None:
             raise ValueError(f"request {request_id} is being sampled already; cancel it first")
@@ -90,7 +92,7 @@ class Sampler:
         if refusal is not None:
             self._refused.append(Finished(request_id, refusal))
         else:
-            self._scheduler.add(self._make_request(request_id, body, adapter))
+            self._scheduler.add(self._make_request(request_id, body, adapter, scope))
 
     def cancel(self, request_id: str) -> None:
         """Drop a request and what it holds, without an outcome; an unknown or finished one is ignored."""
@@ -113,7 +115,7 @@ class Sampler:
         step.device_ns = measured.device_ns
         return step
 
-    def _make_request(self, request_id: str, body: Sample, adapter: Adapter | None) -> Request:
+    def _make_request(self, request_id: str, body: Sample, adapter: Adapter | None, scope: str | None) -> Request:
         prompt = [int(token) for token in body.prompt]
         stop = partial(
             make_stop,
@@ -124,7 +126,8 @@ class Sampler:
         )
         rate = WorkRate(self._base_model, adapter)
         limit = num_new_max(body, context_length=self._base_model.context_length, cache_tokens=self._cache_tokens)
-        return Request(request_id, body, adapter, limit, stop, prompt, make_prompt_scores(body), rate)
+        keys = tuple(block_keys(scope, prompt)) if scope is not None else ()
+        return Request(request_id, body, adapter, limit, stop, prompt, make_prompt_scores(body), rate, keys)
 
     def _advance(self, step: SamplerStep) -> None:
         plan = self._scheduler.plan()
@@ -147,7 +150,7 @@ class Sampler:
     def _forward(self, batch: StepBatch) -> Tensor:
         tokens_T, positions_T = batch.tensors(self._base_model.device)
         return self._base_model.hidden(
-            tokens_T, positions_T, segments=batch.segments, attention=batch.attention(self._cache)
+            tokens_T, positions_T, segments=batch.segments, attention=batch.attention(self._cache, grid=self._grid)
         )
 
     def _take_chunk(self, chunk: PromptChunk, hidden_ND: Tensor, failed: dict[Request, int]) -> None:
@@ -155,6 +158,7 @@ class Sampler:
         request = chunk.request
         if request.table.blocks:
             request.table.num_tokens = chunk.stop
+        self._scheduler.publish(chunk)
         if chunk.is_last:
             request.last_hidden = hidden_ND[-1].clone()
         if request.scores is not None and not score_prompt(
@@ -195,7 +199,8 @@ class Sampler:
                 Finished(
                     request.request_id,
                     request.outcome(),
-                    tokens_prefilled=len(request.prompt),
+                    tokens_prefilled=len(request.prompt) - request.num_cached,
+                    tokens_cached=request.num_cached,
                     tokens_sampled=request.num_sampled,
                 )
             )

@@ -5,14 +5,14 @@
        └─────────preempted──────────┘   an older sequence needs a block and none is free
 
 What always holds: requests go in order of arrival, and only younger ones are ever preempted, so the oldest always
-advances. A prompt is cut into the same chunks whatever else runs, so company cannot change its bits.
+advances. A prompt begins behind what others have computed of it, and waits for what an older one computes in this step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from worker.sampler.blocks import BlockPool, BlockTable, Reserved
+from worker.sampler.blocks import BLOCK_TOKENS, BlockPool, BlockTable, Reserved
 from worker.sampler.sequence import Request, Sequence, Status
 
 
@@ -24,6 +24,11 @@ class PromptChunk:
     start: int
     stop: int
     table: BlockTable
+
+    def full_blocks(self) -> list[tuple[int, bytes]]:
+        """Places in the table of the full blocks that the chunk fills, and the keys of their contents."""
+        places = range(self.start // BLOCK_TOKENS, min(self.stop // BLOCK_TOKENS, len(self.request.keys)))
+        return [(place, self.request.keys[place]) for place in places]
 
     @property
     def is_last(self) -> bool:
@@ -40,12 +45,14 @@ class StepPlan:
         begins: sequences that draw their first token, from the last hidden state of their prompt.
         decodes: sequences that draw a further token; room for the last one's keys and values is reserved.
         reserved: what the cache must do before it is written.
+        filling: keys of the blocks that the chunks will fill.
     """
 
     chunks: list[PromptChunk] = field(default_factory=list)
     begins: list[Sequence] = field(default_factory=list)
     decodes: list[Sequence] = field(default_factory=list)
     reserved: Reserved = field(default_factory=Reserved)
+    filling: set[bytes] = field(default_factory=set)
 
     def reserve(self, pool: BlockPool, table: BlockTable, num_new: int) -> None:
         """Reserve room for tokens, and remember what the cache must do for it."""
@@ -77,7 +84,7 @@ class Scheduler:
             pool: blocks to give out; nobody else does.
             sequences_max: sequences that draw in one step.
             tokens_max: prompt tokens of one step; counts as `chunk_tokens` if it is less.
-            chunk_tokens: prompt tokens of one request in one step.
+            chunk_tokens: prompt tokens of one request in one step, whole blocks.
         """
         self._pool = pool
         self._sequences_max = sequences_max
@@ -112,6 +119,11 @@ class Scheduler:
         self._pool.release(request.table)
         for sequence in request.sequences:
             self._pool.release(sequence.table)
+
+    def publish(self, chunk: PromptChunk) -> None:
+        """Let others find the full blocks of a chunk that has been computed."""
+        for place, key in chunk.full_blocks():
+            self._pool.publish(chunk.table.blocks[place], key)
 
     def finish(self, sequence: Sequence) -> None:
         """Release what a finished sequence holds."""
@@ -166,11 +178,17 @@ class Scheduler:
         if request.last_hidden is None:
             if not request.table.blocks and not (room.seats > 0 and self._admit(plan, request)):
                 return False
+            self._reuse(request)
+            if request.next_key in plan.filling:
+                room.seats -= 1
+                return True  # an older request is just computing it
             start = request.table.num_tokens
             stop = min(start + self._chunk_tokens, len(request.prompt))
             if stop - start > room.tokens:
                 return False
-            plan.chunks.append(PromptChunk(request, start, stop, BlockTable(list(request.table.blocks), start)))
+            chunk = PromptChunk(request, start, stop, BlockTable(list(request.table.blocks), start))
+            plan.chunks.append(chunk)
+            plan.filling.update(key for _, key in chunk.full_blocks())
             room.tokens -= stop - start
             if stop < len(request.prompt):
                 room.seats -= 1
@@ -180,12 +198,24 @@ class Scheduler:
 
     def _admit(self, plan: StepPlan, request: Request) -> bool:
         """Reserve the whole prompt, leaving a block for every older sequence to grow into."""
-        missing = self._pool.num_missing(request.table, len(request.prompt))
+        before = request.num_cached, request.num_prompt_done
+        self._reuse(request)
+        num_new = len(request.prompt) - request.table.num_tokens
+        missing = self._pool.num_missing(request.table, num_new)
         if missing + self._num_running_until(request) > self._pool.num_free:
+            self._pool.release(request.table)
+            request.num_cached, request.num_prompt_done = before
             return False
-        plan.reserve(self._pool, request.table, len(request.prompt))
+        plan.reserve(self._pool, request.table, num_new)
         self._active[request.request_id] = self._queue.pop(request.request_id, request)
         return True
+
+    def _reuse(self, request: Request) -> None:
+        """Take over what others have computed of the prompt, from where it stands."""
+        start = request.table.num_tokens
+        while (key := request.next_key) is not None and self._pool.reuse(request.table, key):
+            pass
+        request.note_cached(start, request.table.num_tokens)
 
     def _plan_begins(self, plan: StepPlan, request: Request, room: _Room) -> None:
         """Let waiting sequences of a request begin; the last one takes over the prompt's blocks."""

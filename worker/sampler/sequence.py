@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jobs.operations import Sample, SampledSequence, SampleOutcome
 from worker.engine.adapter import Adapter
-from worker.sampler.blocks import BlockTable
+from worker.sampler.blocks import BLOCK_TOKENS, BlockTable
 from worker.sampler.prompt_scores import PromptScores
 from worker.sampler.stops import StopCondition
 from worker.sampler.work import WorkRate
@@ -105,6 +105,8 @@ class Request:
         last_hidden: `[D]`, hidden state at the prompt's last token, from which every sequence draws its first token.
         scores: log-probabilities of the prompt, if asked for.
         rate: what its tokens cost.
+        keys: of the prompt's full blocks; none if they are not shared with other requests.
+        num_cached: prompt tokens found in the cache instead of computed.
         num_prompt_done, num_drawn_done: how far the request ever got; work below these marks is done again after a
             preemption, and nobody pays twice.
     """
@@ -117,8 +119,10 @@ class Request:
     prompt: list[int]
     scores: PromptScores | None
     rate: WorkRate
+    keys: tuple[bytes, ...] = ()
     table: BlockTable = field(default_factory=BlockTable)
     last_hidden: Tensor | None = None
+    num_cached: int = 0
     num_prompt_done: int = 0
     num_drawn_done: list[int] = field(default_factory=list)
     sequences: list[Sequence] = field(init=False)
@@ -136,6 +140,21 @@ class Request:
     def has_waiting(self) -> bool:
         """Whether a sequence has not begun."""
         return any(sequence.status is Status.WAITING for sequence in self.sequences)
+
+    @property
+    def next_key(self) -> bytes | None:
+        """Of the prompt's next block, if that may be another request's.
+
+        The last token is always computed, since its hidden state draws the first token, and so is what is scored.
+        """
+        place = self.table.num_tokens // BLOCK_TOKENS
+        first = len(self.prompt) - 1 if self.scores is None else min(len(self.prompt) - 1, self.scores.first_row)
+        return self.keys[place] if place < min(first // BLOCK_TOKENS, len(self.keys)) else None
+
+    def note_cached(self, start: int, stop: int) -> None:
+        """Prompt tokens `[start, stop)` were found in the cache."""
+        self.num_cached += max(0, stop - max(start, self.num_prompt_done))
+        self.num_prompt_done = max(self.num_prompt_done, stop)
 
     def is_new(self, sequence: Sequence) -> bool:
         """Whether the token that a sequence is about to draw was never drawn before; remembers that it is now."""

@@ -15,7 +15,7 @@ from worker.engine.adapter import Adapter
 from worker.engine.lora import Segment
 from worker.sampler import sequence
 from worker.sampler.attention import PagedAttention, PromptRows, group_decodes
-from worker.sampler.blocks import BLOCK_TOKENS
+from worker.sampler.blocks import BLOCK_TOKENS, BlockTable, blocks_for
 from worker.sampler.kv_cache import KVCache
 from worker.sampler.scheduler import PromptChunk
 
@@ -48,11 +48,19 @@ class StepBatch:
         """tokens_T and positions_T, int64, on the device."""
         return torch.tensor(self.tokens).to(device), torch.tensor(self.positions).to(device)
 
-    def attention(self, cache: KVCache) -> PagedAttention:
-        """How these rows attend over the cache."""
-        prompts = [
-            PromptRows(row, row + chunk.stop - chunk.start, chunk.table) for chunk, row in self.chunk_rows.items()
-        ]
+    def attention(self, cache: KVCache, *, grid: int) -> PagedAttention:
+        """How these rows attend over the cache.
+
+        Args:
+            cache: of the base model.
+            grid: prompt tokens attend together up to each multiple of this; bits depend on it.
+        """
+        prompts = []
+        for chunk, row in self.chunk_rows.items():
+            for start in range(chunk.start, chunk.stop, grid):
+                stop = min(start + grid, chunk.stop)
+                table = BlockTable(chunk.table.blocks[: blocks_for(stop)], start)
+                prompts.append(PromptRows(row + start - chunk.start, row + stop - chunk.start, table))
         tables = [drawing.table for drawing in self.decode_rows]
         decodes = group_decodes(list(self.decode_rows.values()), tables, cache)
         return PagedAttention(cache, torch.tensor(self.slots).to(cache.device), prompts, decodes)

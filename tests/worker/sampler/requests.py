@@ -58,11 +58,16 @@ def run_steps(sampler: Sampler, steps_max: int = 2000) -> tuple[dict[str, Finish
     return {finished.request_id: finished for step in steps for finished in step.finished}, steps
 
 
+def submit_all(sampler: Sampler, wanted: Wanted, *, scope: str | None = None) -> None:
+    """Everything together; with a scope, those of equal adapters share prefixes."""
+    for request_id, (body, adapter) in wanted.items():
+        sampler.submit(request_id, body, adapter, scope=None if scope is None else f"{scope}/{id(adapter)}")
+
+
 def sample_all(base_model: BaseModel, wanted: Wanted, tokenizer: Any = None, **limits: int) -> dict[str, Finished]:
     """Everything together in one sampler."""
     sampler = make_sampler(base_model, tokenizer, **limits)
-    for request_id, (body, adapter) in wanted.items():
-        sampler.submit(request_id, body, adapter)
+    submit_all(sampler, wanted)
     return run_steps(sampler)[0]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from worker.sampler.blocks import BLOCK_TOKENS, BlockPool, BlockTable, blocks_for
+from worker.sampler.blocks import BLOCK_TOKENS, BlockPool, BlockTable, block_keys, blocks_for
 from worker.sampler.errors import OutOfBlocksError
 
 
@@ -68,6 +68,55 @@ def test_a_released_table_may_be_released_again() -> None:
     assert pool.num_free == 2
 
 
+def test_a_published_block_is_found_until_its_place_is_needed_oldest_first() -> None:
+    # given two published blocks of two prompts, let go of one after the other, in a pool of three
+    pool = BlockPool(3)
+    tables = [BlockTable(), BlockTable()]
+    for table, key in zip(tables, (b"first", b"second"), strict=True):
+        pool.reserve(table, BLOCK_TOKENS)
+        pool.publish(table.blocks[0], key)
+    for table in tables:
+        pool.release(table)
+    assert pool.num_free == 3
+
+    # when two blocks are needed, of which one is empty
+    pool.reserve(BlockTable(), 2 * BLOCK_TOKENS)
+
+    # then the second is still to be had, and the first is not
+    assert not pool.reuse(BlockTable(), b"first")
+    again = BlockTable()
+    assert pool.reuse(again, b"second")
+    assert (again.num_tokens, len(again.blocks), pool.num_free) == (BLOCK_TOKENS, 1, 0)
+
+
+def test_a_reused_block_takes_the_place_of_the_reserved_one() -> None:
+    # given a published block, and a table with room for two
+    pool = BlockPool(4)
+    filled, table = BlockTable(), BlockTable()
+    pool.reserve(filled, BLOCK_TOKENS)
+    pool.publish(filled.blocks[0], b"key")
+    pool.reserve(table, 2 * BLOCK_TOKENS)
+
+    # when it is reused; then both tables name it, and what was reserved is free
+    assert pool.reuse(table, b"key")
+    assert table.blocks[0] == filled.blocks[0]
+    assert pool.num_holders(filled.blocks[0]) == 2
+    assert pool.num_free == 2
+
+
+def test_keys_say_scope_and_all_tokens_up_to_the_end_of_a_block() -> None:
+    # given prompts that differ in scope, in an early token, or in what follows
+    tokens = list(range(2 * BLOCK_TOKENS + 5))
+    keys = block_keys("a", tokens)
+
+    # when, then
+    assert len(keys) == 2
+    assert block_keys("a", tokens[: 2 * BLOCK_TOKENS - 1]) == keys[:1]
+    assert block_keys("a", [*tokens, 7]) == keys
+    assert not set(block_keys("b", tokens)) & set(keys)
+    assert not set(block_keys("a", [9, *tokens[1:]])) & set(keys)
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Any order of reservations, forks and releases."""
 
@@ -101,6 +150,19 @@ class PoolMachine(RuleBasedStateMachine):
         free = self.pool.num_free
         self.tables.append(self.pool.fork(table, data.draw(st.integers(0, table.num_tokens))))
         assert self.pool.num_free == free
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def publish(self, data: st.DataObject) -> None:
+        table = data.draw(st.sampled_from(self.tables))
+        for block in table.blocks[: table.num_tokens // BLOCK_TOKENS]:
+            self.pool.publish(block, b"%d" % data.draw(st.integers(0, 5)))
+
+    @rule(key=st.integers(0, 5))
+    def reuse(self, key: int) -> None:
+        table = BlockTable()
+        assert self.pool.reuse(table, b"%d" % key) == (len(table.blocks) == 1)
+        self.tables.append(table)
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())

@@ -7,18 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.worker.sampler.requests import make_sample
-from worker.sampler.blocks import BLOCK_TOKENS, BlockPool
+from worker.sampler.blocks import BLOCK_TOKENS, BlockPool, block_keys
 from worker.sampler.scheduler import Scheduler, StepPlan
 from worker.sampler.sequence import Request, Sequence, Status
 from worker.sampler.stops import StopTokens
 from worker.sampler.work import WorkRate
 
 
-def make_request(name: str, length: int, *, num_samples: int = 1, num_new: int = 4) -> Request:
+def make_request(
+    name: str, length: int, *, num_samples: int = 1, num_new: int = 4, scope: str | None = None
+) -> Request:
     """A request that draws `num_new` tokens per sequence."""
     body = make_sample([1] * length, num_samples=num_samples, max_tokens=num_new)
     rate = WorkRate.__new__(WorkRate)  # nothing here asks for units
-    return Request(name, body, None, num_new, lambda: StopTokens(()), [1] * length, None, rate)
+    keys = () if scope is None else tuple(block_keys(scope, [1] * length))
+    return Request(name, body, None, num_new, lambda: StopTokens(()), [1] * length, None, rate, keys)
 
 
 def make_scheduler(*, num_blocks: int = 8, sequences_max: int = 4, tokens_max: int = 64) -> Scheduler:
@@ -36,6 +39,7 @@ def carry_out(scheduler: Scheduler, plan: StepPlan) -> list[str]:
     for chunk in plan.chunks:
         if chunk.request.table.blocks:
             chunk.request.table.num_tokens = chunk.stop
+        scheduler.publish(chunk)
         if chunk.is_last:
             chunk.request.last_hidden = torch.zeros(1)
     for sequence in plan.decodes:
@@ -91,6 +95,31 @@ def test_a_long_prompt_is_cut_at_the_same_places_in_any_company() -> None:
 
     # then the cuts are multiples of 32
     assert spans == [(0, 32), (32, 64), (64, 70)]
+
+
+def test_a_prompt_waits_for_what_an_older_one_is_computing_and_takes_it_over() -> None:
+    # given three equal prompts of two and a half blocks, of which one is somebody else's
+    scheduler = make_scheduler(num_blocks=16, tokens_max=256)
+    for name, scope in (("a", "mine"), ("b", "mine"), ("c", "theirs")):
+        scheduler.add(make_request(name, 2 * BLOCK_TOKENS + 9, num_new=9, scope=scope))
+    steps = []
+
+    # when they are prefilled, a block a step
+    for _ in range(4):
+        plan = scheduler.plan()
+        steps.append([(chunk.request.request_id, chunk.start, chunk.stop) for chunk in plan.chunks])
+        carry_out(scheduler, plan)
+
+    # then the second computes only what is not shared, and the third everything
+    end = 2 * BLOCK_TOKENS + 9
+    assert steps == [
+        [("a", 0, 32), ("c", 0, 32)],
+        [("a", 32, 64), ("c", 32, 64)],
+        [("a", 64, end), ("b", 64, end), ("c", 64, end)],
+        [],
+    ]
+    found = {name: request.num_cached for name in ("a", "b", "c") if (request := scheduler.find(name))}
+    assert found == {"a": 0, "b": 2 * BLOCK_TOKENS, "c": 0}
 
 
 def test_prompt_tokens_of_a_step_are_limited() -> None:
@@ -170,15 +199,16 @@ def test_removing_a_request_gives_back_all_its_blocks() -> None:
     sequences_max=st.integers(1, 5),
     sizes=st.lists(st.tuples(st.integers(1, 90), st.integers(1, 4), st.integers(1, 40)), min_size=1, max_size=7),
     arrivals=st.lists(st.integers(0, 12), min_size=7, max_size=7),
+    scope=st.sampled_from([None, "all"]),
 )
 def test_whatever_arrives_everything_finishes_and_no_block_is_lost(
-    num_blocks: int, sequences_max: int, sizes: list[tuple[int, int, int]], arrivals: list[int]
+    num_blocks: int, sequences_max: int, sizes: list[tuple[int, int, int]], arrivals: list[int], scope: str | None
 ) -> None:
     # given requests of any size that fits into the cache, arriving at any time
     scheduler = make_scheduler(num_blocks=num_blocks, sequences_max=sequences_max)
     fitting = [size for size in sizes if size[0] + size[2] - 1 <= num_blocks * BLOCK_TOKENS]
     coming = [
-        (arrivals[place], make_request(str(place), length, num_samples=num_samples, num_new=num_new))
+        (arrivals[place], make_request(str(place), length, num_samples=num_samples, num_new=num_new, scope=scope))
         for place, (length, num_samples, num_new) in enumerate(fitting)
     ]
     done: list[str] = []
