@@ -13,8 +13,8 @@ SEED       ?= 1
 SETUP      ?= embedded
 
 .DEFAULT_GOAL := help
-.PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-mutations chaos \
-	check lint types imports format proto clean bench-durability bench-state-io
+.PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-properties \
+	test-mutations chaos check lint types imports format proto clean bench-durability bench-state-io
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ test-object-store: install ## run the object store's contract on any S3: URL=s3:
 
 test-cookbook: install ## run the unmodified tinker-cookbook's chat and arithmetic recipes against a service
 	@$(BIN)/python tests/cookbook/run.py $(ARGS)
+
+test-properties: install ## explore the takeover model further than `make test` does
+	@$(BIN)/python -m tests.model
 
 test-mutations: install ## take each guard away in a copy, and see its tests go red; ARGS="checksum lease" takes some
 	@$(BIN)/python -m tests.mutations $(ARGS)

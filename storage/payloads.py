@@ -5,7 +5,9 @@ Objects are put with a checksum and verified when they are read: damage is found
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
@@ -54,28 +56,42 @@ class PayloadStore:
         """Announce and put an object, whatever its size; returns its checksum."""
         if len(data) >= INLINE_BYTES:
             return self.put_pieces([data], key)
-        self._announce(key)
-        self._objects.put(key, data)
-        failpoints.reach(Point.UPLOAD_PUT)
+        with self._announced(key):
+            self._objects.put(key, data)
         return checksum(data)
 
     def put_pieces(self, pieces: Sequence[bytes | memoryview], key: str) -> str:
         """Announce and put an object that lies in memory in pieces, without joining them; returns its checksum."""
-        self._announce(key)
-        with RunningChecksum() as running:
+        with self._announced(key), RunningChecksum() as running:
             stream = cast(BinaryIO, PiecesReader(pieces, running))
             self._objects.put(key, stream, size_bytes=size_of(pieces))
-            sha256 = running.hexdigest()
-        failpoints.reach(Point.UPLOAD_PUT)
-        return sha256
+            return running.hexdigest()
 
-    def _announce(self, key: str) -> None:
+    @contextlib.contextmanager
+    def _announced(self, key: str) -> Iterator[None]:
+        """Announce an object that the block puts.
+
+        One that comes so late that its announcement was swept away is removed again: no row knows it any more, and it
+        would lie there for ever. Naming it is refused then.
+        """
         failpoints.reach(Point.UPLOAD_BEGUN)
+        begun = time.monotonic()
         with self._database.begin() as tx:
             now = self._database.now(tx)
             expires_at = self._database.after(tx, self._upload_expiry_s)
             uploads.announce(tx, key, now=now, expires_at=expires_at)
         failpoints.reach(Point.UPLOAD_ANNOUNCED)
+        yield
+        failpoints.reach(Point.UPLOAD_PUT)
+        may_be_late = time.monotonic() - begun >= self._upload_expiry_s / 2  # long before the database says so
+        if may_be_late:
+            self._remove_if_late(key)
+
+    def _remove_if_late(self, key: str) -> None:
+        with self._database.read() as tx:
+            awaited = uploads.is_awaited(tx, key)
+        if not awaited:
+            self._objects.delete([key])
 
     def get(self, stored: Stored) -> bytes:
         """The bytes.

@@ -60,6 +60,12 @@ def find_checksum(tx: Connection, key: str) -> str | None:
     return found
 
 
+def is_awaited(tx: Connection, key: str) -> bool:
+    """Whether an announced object may still be named."""
+    row = tables.stored_object
+    return tx.execute(select(row.c.key).where(row.c.key == key, row.c.state == UPLOAD)).one_or_none() is not None
+
+
 def release(tx: Connection, *keys: str) -> None:
     """No row needs these objects any more; the sweeper may delete them."""
     row = tables.stored_object

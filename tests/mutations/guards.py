@@ -50,11 +50,21 @@ ACCEPTING = (
         (
             Change(
                 "storage/payloads.py",
-                "        with self._database.begin() as tx:\n",
-                "        self._objects.put(key, data)\n        with self._database.begin() as tx:\n",
+                "        begun = time.monotonic()\n",
+                "        begun = time.monotonic()\n        yield\n",
             ),
+            Change("storage/payloads.py", "UPLOAD_ANNOUNCED)\n        yield\n", "UPLOAD_ANNOUNCED)\n"),
         ),
         ("tests/storage/test_payloads.py::test_an_object_is_announced_before_it_is_put",),
+    ),
+    Guard(
+        "the removal of what was put too late",
+        "what a writer put after a long pause would lie in the object store for ever",
+        (Change("storage/payloads.py", "if not awaited:", "if False:"),),
+        (
+            "tests/storage/test_sweeper.py"
+            "::test_an_object_that_is_put_after_its_announcement_was_swept_away_is_removed_again",
+        ),
     ),
     Guard(
         "the refusal of a late name",

@@ -9,6 +9,7 @@ from storage import checkpoints, journal, leases, runs, snapshots, sweeper, uplo
 from storage.clock import FrozenClock
 from storage.errors import ObjectStoreUnavailableError, UploadGoneError
 from storage.open import Storage
+from storage.payloads import PayloadStore
 from storage.sweeper import Swept
 from tests.factories import (
     LATER,
@@ -88,6 +89,34 @@ def test_an_object_that_is_put_after_its_upload_was_swept_away_is_deleted_too(
     assert not storage.objects.exists("payloads/late")
     clock.advance(10 * expiry_s)
     assert _sweep(storage) == Swept()
+
+
+def test_an_object_that_is_put_after_its_announcement_was_swept_away_is_removed_again(
+    storage: Storage, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a writer that is stopped between the announcement and the put
+    paused = PayloadStore(storage.database, storage.objects, inline_bytes_max=0, upload_expiry_s=0.0)
+    real_put = storage.objects.put
+
+    def put(key: str, data: bytes) -> object:
+        clock.advance(1)
+        assert _sweep(storage).objects == 1
+        return real_put(key, data)
+
+    monkeypatch.setattr(storage.objects, "put", put)
+    # When it goes on
+    paused.put_object(b"x", "payloads/late")
+    # Then
+    assert not storage.objects.exists("payloads/late")
+
+
+def test_an_object_that_is_put_slowly_and_in_time_stays(storage: Storage) -> None:
+    # Given
+    slow = PayloadStore(storage.database, storage.objects, inline_bytes_max=0, upload_expiry_s=0.0)
+    # When
+    slow.put_object(b"x", "payloads/slow")
+    # Then
+    assert storage.objects.exists("payloads/slow")
 
 
 def test_an_announced_object_that_was_never_put_is_no_error(storage: Storage, clock: FrozenClock) -> None:

@@ -1,0 +1,1 @@
+"""Models of protocols, small enough that every reachable state is looked at."""
