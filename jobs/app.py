@@ -13,6 +13,11 @@ from jobs.settings import JobsSettings
 WORK_QUEUE = "piecework.work"
 OUTCOMES = Exchange("piecework.outcomes", type="fanout", durable=False, delivery_mode=1)
 VISIBILITY_TIMEOUT_S = 3600
+"""Redis and Valkey deliver again what a worker took and has not acknowledged for so long.
+
+A task returns within moments (its slice), so it is only what a worker took before it died. By then that has been
+announced again, and does not count any more.
+"""
 
 
 def make_app(settings: JobsSettings | None = None) -> Celery:
@@ -21,6 +26,8 @@ def make_app(settings: JobsSettings | None = None) -> Celery:
     app = Celery("piecework", broker=settings.resolved_broker_url(), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
+        # RabbitMQ closes the channel of a worker that was stopped for longer than its consumer timeout.
+        broker_channel_error_retry=True,
         broker_connection_max_retries=None,  # a broker may be away for as long as it likes
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=4,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import structlog
 from celery import Celery
 
@@ -31,10 +33,12 @@ class Dispatcher:
     def announce_run(self, run_id: str) -> bool:
         """Say that a run has work: to the worker that holds its lease, else to any."""
         with self._database.read() as tx:
-            holder = leases.find_holder(tx, run_id, now=self._database.now(tx))
-        if holder is None:
-            return self._send(RunHasWork(run_id), WORK_QUEUE, self._message_expires_s)
-        return self._send(RunHasWork(run_id), worker_queue_name(holder), WARM_EXPIRES_S)
+            now = self._database.now(tx)
+            holder = leases.find_holder(tx, run_id, now=now)
+        queue, expires_s = WORK_QUEUE, self._message_expires_s
+        if holder is not None:
+            queue, expires_s = worker_queue_name(holder), WARM_EXPIRES_S
+        return self._send(RunHasWork(run_id, now + timedelta(seconds=expires_s)), queue, expires_s)
 
     def announce_samples(self) -> bool:
         """Say that samples are queued."""
@@ -52,7 +56,7 @@ class Dispatcher:
                 kwargs=message.arguments(),
                 exchange="",
                 routing_key=queue,
-                expires=expires_s,
+                expiration=expires_s,  # by the broker's clock, if at all; Celery's `expires` goes by the taker's
                 retry=True,
                 retry_policy=RETRY,
             )

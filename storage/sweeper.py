@@ -1,10 +1,11 @@
 """Deletes what nothing needs any more: rows in short transactions, then the objects they named.
 
-A pass goes on until nothing is left to do, or `PASS_MAX` of a kind are done; each transaction handles a page.
+A pass goes on until nothing is left to do, or its time is over; each transaction handles a page.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,58 +18,89 @@ from storage.objects import ObjectStore
 PAGE = 100
 WEIGHTS_PAGE = 20
 """Whether weights are still needed is looked up one by one, so that fewer fit into a short transaction."""
-PASS_MAX = 20_000
+FOUND_MAX = 20_000
+"""So many expired outcomes are looked up at once."""
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What one pass removed."""
+    """What one pass removed.
+
+    Attributes:
+        is_complete: whether nothing was left to do when its time was over.
+    """
 
     outcomes: int = 0
     checkpoints: int = 0
     sampling_sessions: int = 0
     objects: int = 0
+    is_complete: bool = True
 
 
 def sweep(
-    database: Database, objects: ObjectStore, *, result_retention_s: float, sampling_session_idle_s: float
+    database: Database,
+    objects: ObjectStore,
+    *,
+    result_retention_s: float,
+    sampling_session_idle_s: float,
+    pass_s: float,
 ) -> Swept:
     """Expire outcomes, checkpoints and abandoned sampling sessions, and delete objects that no row names.
 
-    Two passes at once are harmless. At most `PASS_MAX` of each a call; the next one goes on.
+    Two passes at once are harmless.
+
+    Args:
+        pass_s: after this long no further page is begun; each kind has been begun by then. The next pass goes on.
     """
     with database.read() as tx:
         now = database.now(tx)
     silent_since = now - timedelta(seconds=sampling_session_idle_s)
+    watch = _Watch(time.monotonic() + pass_s)
+    outcomes = _expire_outcomes(database, watch, finished_before=now - timedelta(seconds=result_retention_s))
     return Swept(
-        outcomes=_expire_outcomes(database, finished_before=now - timedelta(seconds=result_retention_s)),
-        checkpoints=_in_pages(lambda: _remove_checkpoints(database, now), WEIGHTS_PAGE),
-        sampling_sessions=_in_pages(lambda: _end_sampling_sessions(database, silent_since, now), WEIGHTS_PAGE),
-        objects=_in_pages(lambda: _delete_objects(database, objects), PAGE),
+        outcomes=outcomes,
+        checkpoints=_in_pages(watch, lambda: _remove_checkpoints(database, now), WEIGHTS_PAGE),
+        sampling_sessions=_in_pages(watch, lambda: _end_sampling_sessions(database, silent_since, now), WEIGHTS_PAGE),
+        objects=_in_pages(watch, lambda: _delete_objects(database, objects), PAGE),
+        is_complete=not watch.stopped,
     )
 
 
-def _in_pages(handle_page: Callable[[], int], page: int) -> int:
-    total = 0
-    while total < PASS_MAX:
+@dataclass
+class _Watch:
+    """When to begin no further page, and whether any was left out for that."""
+
+    ends_at: float
+    stopped: bool = False
+
+    def allows(self) -> bool:
+        """Whether there is time for another page."""
+        self.stopped = self.stopped or time.monotonic() > self.ends_at
+        return not self.stopped
+
+
+def _in_pages(watch: _Watch, handle_page: Callable[[], int], page: int) -> int:
+    total = handled = handle_page()
+    while handled == page and watch.allows():
         handled = handle_page()
         total += handled
-        if handled < page:
-            break
     return total
 
 
-def _expire_outcomes(database: Database, *, finished_before: datetime) -> int:
+def _expire_outcomes(database: Database, watch: _Watch, *, finished_before: datetime) -> int:
     with database.read() as tx:  # much may have to be passed over that a replay still needs: no writer waits for that
-        old = journal.outcomes_to_expire(tx, finished_before=finished_before, limit=PASS_MAX)
+        old = journal.outcomes_to_expire(tx, finished_before=finished_before, limit=FOUND_MAX)
     total = 0
     for first in range(0, len(old), PAGE):
+        if not watch.allows():
+            break
         with database.begin() as tx:
             expired = journal.expire_outcomes(tx, old[first : first + PAGE])
             uploads.release(tx, *expired.object_keys)
             checkpoints.release_unneeded(tx, expired.loads_keys)
         failpoints.reach(Point.OUTCOMES_EXPIRED)
         total += expired.outcomes
+    watch.stopped = watch.stopped or len(old) == FOUND_MAX
     return total
 
 

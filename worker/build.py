@@ -121,7 +121,15 @@ def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worke
     )
     dispatcher = Dispatcher(app, storage.database, message_expires_s=jobs_settings.message_expires_s)
     intake = RunIntake(storage, engine, models, dispatcher, settings, worker_id=worker_id)
-    tasks.register(app, storage, intake, feeder, jobs_settings)
+    tasks.register(
+        app,
+        storage=storage,
+        intake=intake,
+        feeder=feeder,
+        dispatcher=dispatcher,
+        settings=jobs_settings,
+        slice_s=settings.slice_s,
+    )
     with storage.database.begin() as tx:
         now = storage.database.now(tx)
         deaths.note_death(tx, worker_id, Cause.UNKNOWN, now=now)  # one of this name may have died unseen

@@ -1,8 +1,13 @@
-"""What the Celery tasks call: brings a run into the engine, or wakes it there, and waits until it has nothing to do."""
+"""What the Celery tasks call: brings a run into the engine, or wakes it there, and waits until it has nothing to do.
+
+However long it takes to fetch a run's state, or a base model, a task waits no longer than its slice.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
+from datetime import datetime
 
 import structlog
 
@@ -12,6 +17,7 @@ from storage.leases import Lease
 from storage.open import Storage
 from storage.runs import Run
 from worker import takeover
+from worker.commit import retrying
 from worker.loop import EngineLoop
 from worker.residency import BaseModels
 from worker.settings import WorkerSettings
@@ -21,7 +27,7 @@ log = structlog.get_logger()
 
 
 class RunIntake:
-    """Takes runs over. Called by many threads at once, computes nothing."""
+    """Takes runs over, as many at once as there are tasks. Called by many threads at once, computes nothing."""
 
     def __init__(
         self,
@@ -39,17 +45,22 @@ class RunIntake:
         self._dispatcher = dispatcher
         self._settings = settings
         self._worker_id = worker_id
+        self._room = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.Lock()
         self._attended: dict[str, int] = {}
 
-    def advance(self, run_id: str) -> None:
-        """See to it that a run's operations are executed; returns when they are, or when the slice is over."""
+    def advance(self, run_id: str, *, expires_at: datetime) -> None:
+        """See to it that a run's operations are executed; returns when they are, or when the slice is over.
+
+        Args:
+            expires_at: by the database's clock; a run that is not here is left alone from then on.
+        """
         with self._lock:
             if run_id in self._attended and self._engine.roster.notify(run_id):
                 return  # another task waits for it already
             self._attended[run_id] = self._attended.get(run_id, 0) + 1
         try:
-            done = self._attend(run_id)
+            done = self._attend(run_id, expires_at)
         finally:
             with self._lock:
                 self._attended[run_id] -= 1
@@ -58,14 +69,30 @@ class RunIntake:
         if not done:
             self._dispatcher.announce_run(run_id)
 
-    def _attend(self, run_id: str) -> bool:
-        if not self._engine.roster.notify(run_id) and not self._take_over(run_id):
-            return True
-        return self._engine.wait_idle(run_id, timeout_s=self._settings.slice_s)
+    def _attend(self, run_id: str, expires_at: datetime) -> bool:
+        slice_ends_at = time.monotonic() + self._settings.slice_s
+        if not self._engine.roster.notify(run_id):
+            if self._is_expired(expires_at):
+                return True
+            if not self._room.acquire(timeout=self._settings.slice_s):
+                return False
+            taken = False
+            try:
+                taken = self._take_over(run_id)
+            finally:
+                if not taken:
+                    self._room.release()
+            if not taken:
+                return True
+        return self._engine.wait_idle(run_id, timeout_s=slice_ends_at - time.monotonic())
+
+    def _is_expired(self, expires_at: datetime) -> bool:
+        with self._storage.database.read() as tx:
+            return self._storage.database.now(tx) > expires_at
 
     def _take_over(self, run_id: str) -> bool:
-        roster = self._engine.roster
-        if roster.pauses(run_id):
+        """Take a run's lease and begin to fetch it; False if it is not to be had."""
+        if self._engine.roster.pauses(run_id):
             return False  # the sweeper announces it again
         try:
             run, lease = takeover.acquire(
@@ -77,14 +104,22 @@ class RunIntake:
             log.info("run_is_elsewhere", run=run_id, holder=error.holder)
             self._dispatcher.announce_run(run_id)
             return False
-        roster.expect(run, lease)
-        try:
-            roster.arrive(self._fetch(run, lease))
-        except Exception as error:
-            roster.forget(lease, error)
-            takeover.give_up(self._storage, lease)
-            raise
+        self._engine.roster.expect(run, lease)
+        threading.Thread(target=self._bring, args=(run, lease), name="fetch", daemon=True).start()
         return True
+
+    def _bring(self, run: Run, lease: Lease) -> None:
+        """Fetch a run for the engine; one that cannot be fetched is given up, and announced again by the sweeper."""
+        try:
+            self._engine.roster.arrive(self._fetch(run, lease))
+        except Exception as error:
+            log.warning(
+                "takeover_failed", run=run.id, error=str(error), exc_info=not getattr(error, "retryable", False)
+            )
+            self._engine.roster.forget(lease, error)
+            retrying(lambda: takeover.give_up(self._storage, lease))
+        finally:
+            self._room.release()
 
     def _fetch(self, run: Run, lease: Lease) -> Takeover:
         reason = self._engine.roster.hopeless(run.id)

@@ -24,8 +24,8 @@ class SentMessages:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, object, float]] = []
 
-    def send_task(self, name: str, *, kwargs: object, routing_key: str, expires: float, **_: object) -> None:
-        self.sent.append((name, routing_key, kwargs, expires))
+    def send_task(self, name: str, *, kwargs: object, routing_key: str, expiration: float, **_: object) -> None:
+        self.sent.append((name, routing_key, kwargs, expiration))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def dispatcher(messages: SentMessages, database: Database) -> Dispatcher:
 
 
 def test_a_run_that_nobody_holds_is_announced_to_all(
-    dispatcher: Dispatcher, messages: SentMessages, database: Database
+    dispatcher: Dispatcher, messages: SentMessages, database: Database, clock: FrozenClock
 ) -> None:
     # Given
     with database.begin() as tx:
@@ -47,7 +47,9 @@ def test_a_run_that_nobody_holds_is_announced_to_all(
     # When
     dispatcher.announce_run(run.id)
     # Then
-    assert messages.sent == [("piecework.advance_run", WORK_QUEUE, {"run_id": run.id, "version": 1}, 60)]
+    expires_at = (clock.now() + timedelta(seconds=60)).isoformat()
+    arguments = {"run_id": run.id, "expires_at": expires_at, "version": 1}
+    assert messages.sent == [("piecework.advance_run", WORK_QUEUE, arguments, 60)]
 
 
 def test_a_held_run_is_announced_to_its_worker_until_the_lease_expires(
@@ -115,7 +117,9 @@ def in_time(call: Callable[[], None]) -> BaseException | None:
 
 
 @pytest.mark.servers
-def test_a_message_reaches_its_queue_with_identifiers_alone(fresh_valkey_url: str, database: Database) -> None:
+def test_a_message_reaches_its_queue_with_identifiers_alone(
+    fresh_valkey_url: str, database: Database, clock: FrozenClock
+) -> None:
     # Given
     with database.begin() as tx:
         run = make_run(tx)
@@ -128,5 +132,7 @@ def test_a_message_reaches_its_queue_with_identifiers_alone(fresh_valkey_url: st
         message.ack()
         assert message.content_type == "application/json"
         assert message.headers["task"] == "piecework.advance_run"
-        assert message.payload[1] == {"run_id": run.id, "version": 1}
+        expires_at = (clock.now() + timedelta(seconds=60)).isoformat()
+        assert message.payload[1] == {"run_id": run.id, "expires_at": expires_at, "version": 1}
+        assert message.headers["expires"] is None  # the taker's clock decides nothing
     app.close()

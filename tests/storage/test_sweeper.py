@@ -28,8 +28,14 @@ DAY_S = 86_400.0
 WEEK_S = 7 * DAY_S
 
 
-def _sweep(storage: Storage) -> Swept:
-    return sweeper.sweep(storage.database, storage.objects, result_retention_s=WEEK_S, sampling_session_idle_s=DAY_S)
+def _sweep(storage: Storage, *, pass_s: float = 3600.0) -> Swept:
+    return sweeper.sweep(
+        storage.database,
+        storage.objects,
+        result_retention_s=WEEK_S,
+        sampling_session_idle_s=DAY_S,
+        pass_s=pass_s,
+    )
 
 
 def _finished_sample(storage: Storage, clock: FrozenClock) -> journal.Operation:
@@ -248,13 +254,16 @@ def test_one_pass_forgets_all_old_outcomes_and_not_a_page_only(storage: Storage,
     assert _sweep(storage) == Swept(outcomes=num)
 
 
-def test_a_pass_is_bounded_and_the_next_one_goes_on(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_ends_when_its_time_is_over_and_the_next_one_goes_on(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given
-    monkeypatch.setattr(sweeper, "PAGE", 2)
-    monkeypatch.setattr(sweeper, "PASS_MAX", 4)
+    monkeypatch.setattr(sweeper, "PAGE", 3)
     _release_objects(storage, 7)
+    # When passes have no time for more than a page
+    passes = [_sweep(storage, pass_s=0.0) for _ in range(4)]
     # Then
-    assert [_sweep(storage).objects for _ in range(3)] == [4, 3, 0]
+    assert [(swept.objects, swept.is_complete) for swept in passes] == [(3, False), (3, False), (1, True), (0, True)]
 
 
 def test_objects_whose_deletion_failed_are_deleted_by_the_next_pass(

@@ -1,0 +1,163 @@
+"""A task returns within its slice, however long a run takes to fetch; a message counts only until it expires."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from storage import leases
+from storage.leases import Lease
+from tests.factories import make_run
+from tests.worker.harness import Service
+from worker import intake as intake_module
+from worker.intake import RunIntake
+from worker.roster import Roster
+from worker.settings import WorkerSettings
+
+PATIENCE_S = 60.0
+SLICE_S = 0.05
+
+
+class FetchAtWill:
+    """Stands in for `takeover.fetch`: lasts until the test allows it to end, or raises."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+        self.error: Exception | None = None
+        self.begun: list[str] = []
+
+    def __call__(self, _storage: Any, _models: Any, run: Any, lease: Lease, *, in_use: Any) -> Any:
+        self.begun.append(run.id)
+        assert self.may_end.wait(PATIENCE_S)
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(run=run, lease=lease)
+
+
+class Announcements:
+    """Stands in for the dispatcher."""
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+
+    def announce_run(self, run_id: str) -> None:
+        """Remember it."""
+        self.runs.append(run_id)
+
+
+class Intake:
+    """A `RunIntake` with a roster and no engine behind it."""
+
+    def __init__(self, service: Service, *, concurrency: int = 2) -> None:
+        self.storage = service.storage
+        self.roster = Roster(lambda: None)
+        self.announced = Announcements()
+        engine = SimpleNamespace(
+            roster=self.roster,
+            models_in_use=set,
+            wait_idle=lambda run_id, timeout_s: self.roster.wait_idle(
+                run_id, timeout_s=timeout_s, leaving=threading.Event()
+            ),
+        )
+        settings = WorkerSettings(slice_s=SLICE_S, concurrency=concurrency)
+        parts: Any = (self.storage, engine, None, self.announced, settings)
+        self._intake = RunIntake(*parts, worker_id="w")
+
+    def advance(self, run_id: str, *, expires_in_s: float = 60.0) -> None:
+        """What a task does."""
+        expires_at = self.storage.database.clock.now() + timedelta(seconds=expires_in_s)
+        self._intake.advance(run_id, expires_at=expires_at)
+
+    def make_run(self, number: int = 0) -> str:
+        """A run that nobody holds."""
+        with self.storage.database.begin() as tx:
+            return make_run(tx, model_seq_id=number).id
+
+
+@pytest.fixture
+def fetch(monkeypatch: pytest.MonkeyPatch) -> FetchAtWill:
+    """How long fetching takes."""
+    stand_in = FetchAtWill()
+    monkeypatch.setattr(intake_module.takeover, "fetch", stand_in)
+    return stand_in
+
+
+def test_a_task_hands_its_run_back_while_the_state_is_still_being_fetched(service: Service, fetch: FetchAtWill) -> None:
+    # given a run whose state takes for ever to come
+    intake = Intake(service)
+    run = intake.make_run()
+
+    # when a task attends to it, and the next one
+    intake.advance(run)
+    intake.advance(run)
+
+    # then each returned and announced the run again; it is fetched once, and its lease is kept meanwhile
+    assert intake.announced.runs == [run, run]
+    assert fetch.begun == [run]
+    assert [lease.run_id for lease in intake.roster.leases()] == [run]
+
+    # and when it has come, the engine finds it
+    fetch.may_end.set()
+    arrived = _until(intake.roster.take_arrived)
+    assert [takeover.run.id for takeover in arrived] == [run]
+
+
+def test_no_more_runs_are_fetched_at_once_than_there_are_tasks(service: Service, fetch: FetchAtWill) -> None:
+    # given a worker that fetches as many runs as it may
+    intake = Intake(service, concurrency=2)
+    runs = [intake.make_run(number) for number in range(3)]
+    for run in runs[:2]:
+        intake.advance(run)
+
+    # when another run has work
+    intake.advance(runs[2])
+
+    # then it is handed back, for whoever has room
+    assert intake.announced.runs == runs
+    assert len(intake.roster.leases()) == 2
+    fetch.may_end.set()
+
+
+def test_a_run_that_cannot_be_fetched_is_given_up_and_makes_room(service: Service, fetch: FetchAtWill) -> None:
+    # given a worker that fetches one run at a time, and a run that cannot be
+    intake = Intake(service, concurrency=1)
+    broken, whole = (intake.make_run(number) for number in range(2))
+    fetch.error = OSError("the disk is full")
+    fetch.may_end.set()
+
+    # when it is tried
+    intake.advance(broken)
+    _until(lambda: not intake.roster.leases())
+    fetch.error = None
+
+    # then nobody holds it, and the next one is fetched
+    with service.storage.database.read() as tx:
+        assert leases.find_holder(tx, broken, now=service.storage.database.now(tx)) is None
+    intake.advance(whole)
+    assert [takeover.run.id for takeover in _until(intake.roster.take_arrived)] == [whole]
+
+
+def test_a_message_that_has_expired_takes_no_run(service: Service, fetch: FetchAtWill) -> None:
+    # given a message that a broker has kept for long, or has delivered again
+    intake = Intake(service)
+    run = intake.make_run()
+
+    # when a task gets it
+    intake.advance(run, expires_in_s=-1)
+
+    # then it does nothing: the run has been announced since
+    assert fetch.begun == []
+    assert intake.announced.runs == []
+
+
+def _until(look: Any) -> Any:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
