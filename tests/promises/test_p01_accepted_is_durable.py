@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,8 +39,8 @@ def test_an_api_killed_while_it_accepts_leaves_one_operation_for_the_clients_ret
     service.arm(point, pid=api)
     body = forward_backward(run, 1, batch(1))
 
-    # when the client submits, hears nothing, and submits again
-    with pytest.raises(httpx.TransportError):
+    # when the client submits, hears nothing (or does, where only the announcement was cut short), and submits again
+    with contextlib.suppress(httpx.TransportError):
         Wire.post(wire, "forward_backward", content=body, headers={"Content-Type": PROTOBUF})
     assert service.fired(point) == api
     request_id = wire.submit_protobuf(body)
@@ -59,7 +60,7 @@ def test_what_an_api_wrote_down_before_it_was_killed_completes_without_a_retry(
     service.arm(Point.MESSAGE_BEGUN, pid=api)
 
     # when a client submits and is never seen again
-    with pytest.raises(httpx.TransportError):
+    with contextlib.suppress(httpx.TransportError):
         Wire.post(
             wire, "forward_backward", content=forward_backward(run, 1, batch(1)), headers={"Content-Type": PROTOBUF}
         )
