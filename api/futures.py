@@ -73,7 +73,8 @@ def held_back_s(services: Services, operation: Operation) -> float:
     refused = operation.kind == Kind.FORWARD_BACKWARD and operation.status == Status.FAILED and not operation.attempts
     if not refused or operation.failure_number is not None:
         return 0.0
-    age = services.database.clock.now() - operation.accepted_at
+    with services.database.read() as tx:
+        age = services.database.now(tx) - operation.accepted_at
     return max(0.0, min(REFUSAL_HELD_BACK_S, REFUSAL_HELD_BACK_S - age.total_seconds()))
 
 

@@ -14,6 +14,13 @@ from tests.settings_table import CLASSES, PAGE
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("api", "jobs", "worker", "storage", "billing")
 HEAVY = ("torch", "transformers", "peft")
+WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow)\(|\bclock\.now\(")
+KEEPS_TIME = {
+    "storage/clock.py": "is the clock",
+    "storage/database.py": "judges time on SQLite, where all processes have one clock",
+    "storage/atomic_file.py": "holds it against the times of files on the same machine",
+    "api/cli/broker.py": "names a directory",
+}
 # Directories of one machine: a home directory, a work place. What an image or a test makes by itself is none.
 PATHS_OF_A_MACHINE = re.compile(rb"(?<![\w.])/(?:" + rb"|".join((b"work", b"home/[a-z]+", b"Users", b"root")) + rb")/")
 
@@ -55,6 +62,15 @@ def test_the_command_line_answers_without_torch(arguments: list[str]) -> None:
     # Then
     assert "Usage" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_clock_but_the_databases_decides_anything() -> None:
+    """Processes of one service may disagree about the time of day."""
+    # When
+    code = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)) for path in code if WALL_CLOCK.search(path.read_text())}
+    # Then
+    assert found == KEEPS_TIME.keys()
 
 
 @pytest.mark.parametrize("settings", CLASSES, ids=lambda settings: settings.__name__)

@@ -33,7 +33,7 @@ async def retrieve_future(
     """The outcome as soon as it is there, or 408 after `poll_s`."""
     operation = await _wait(services, body.request_id, key.account_id)
     if operation.status in FINAL:
-        await asyncio.sleep(futures.held_back_s(services, operation))
+        await asyncio.sleep(await run_in_threadpool(futures.held_back_s, services, operation))
         return await run_in_threadpool(futures.answer, services, operation, accept=accept)
     return await run_in_threadpool(futures.try_again, services, operation)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,28 @@ SHORT_LEASES = {"PIECEWORK_LEASE_S": "3", "PIECEWORK_SWEEP_S": "0.5"}
 SMALL_ROWS = {"PIECEWORK_INLINE_BYTES_MAX": "1500"}
 """So that payloads and results of the program lie in the object store, those of an optimizer step in the row."""
 
+DISTURBED = {
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).with_name("disturbed")), os.environ.get("PYTHONPATH", "")])
+}
+"""Loads `disturbed/sitecustomize.py` into a process."""
+CONSUMER_TIMEOUT_S = 8
+"""RabbitMQ's own default is half an hour; a task's slice is shorter than even this."""
+
 Connect = Callable[..., PatientWire]
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
+def messages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that says, while it is there, how often each message of the embedded service is sent."""
+    return tmp_path_factory.mktemp("messages") / "copies"
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, messages: Path) -> Iterator[Deployment]:
     """`piecework serve`, with short leases."""
     directory = tmp_path_factory.mktemp("embedded")
-    deployed = Deployment(directory, tiny_model, settings={**SHORT_LEASES, **SMALL_ROWS})
+    settings = {**SHORT_LEASES, **SMALL_ROWS, **DISTURBED, "DISTURBED_MESSAGES": str(messages)}
+    deployed = Deployment(directory, tiny_model, settings=settings)
     yield deployed
     deployed.close()
 
@@ -41,6 +56,7 @@ def deployed(
     rabbitmq: RabbitServer,
 ) -> Iterator[Deployment]:
     """Its parts on PostgreSQL, RabbitMQ and an S3 server, with short leases too."""
+    rabbitmq.set_consumer_timeout(CONSUMER_TIMEOUT_S)
     urls = {
         "PIECEWORK_DATABASE_URL": postgres.create_database(),
         "PIECEWORK_BROKER_URL": rabbitmq.create_virtual_host(),

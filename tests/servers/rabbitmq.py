@@ -43,6 +43,12 @@ class RabbitServer:
         run([self._control, "eval", script], env=self._env)
         return self.url.removesuffix("/") + name
 
+    def set_consumer_timeout(self, seconds: float) -> None:
+        """How long a consumer may keep a message without acknowledging it; of channels opened from now on."""
+        script = f"application:set_env(rabbit, consumer_timeout, {int(seconds * 1000)}), "
+        script += "application:set_env(rabbit, channel_tick_interval, 500)."
+        run([self._control, "eval", script], env=self._env)
+
     def restart(self, *, empty: bool) -> None:
         """Start it again after it was killed, with its durable queues or with nothing."""
         if empty:

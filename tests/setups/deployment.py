@@ -169,9 +169,17 @@ class Deployment:
         for file in self._failpoints.iterdir():
             file.unlink(missing_ok=True)
 
-    def start_worker(self, name: str) -> None:
-        """One more worker, with a supervisor and a spare of its own; its first process has its name as id."""
-        self._launch(name, "worker", settings={"PIECEWORK_WORKER_ID": name})
+    def start_worker(self, name: str, *, settings: Mapping[str, str] | None = None) -> None:
+        """One more worker, with a supervisor and a spare of its own; its first process has its name as id.
+
+        Args:
+            settings: more variables of its processes.
+        """
+        self._launch(name, "worker", settings={"PIECEWORK_WORKER_ID": name, **(settings or {})})
+
+    def start_part(self, name: str) -> None:
+        """Start a part that `end_child` has ended."""
+        self._launch(name, *self._parts()[name])
 
     def end_child(self, name: str) -> None:
         """SIGKILL one part for good."""
