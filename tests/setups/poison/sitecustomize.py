@@ -1,0 +1,81 @@
+"""Found by every Python of a service that is to be poisoned: some tokens end, block or fill up a worker.
+
+Its folder stands on `PYTHONPATH`; in other processes than workers nothing happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+CRASH, HANG, WANT_MEMORY = 0, 1, 2
+"""Special tokens, which random data do not have."""
+SPARE_BYTES = 1 << 28
+
+
+def crash() -> None:
+    """Die of a bad address."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang() -> None:
+    """Wait for ever in native code that keeps the interpreter's lock: no other thread runs any more."""
+    while True:
+        ctypes.PyDLL(None).pause()
+
+
+def want_memory() -> None:
+    """Ask for more than there is."""
+    with open("/proc/self/statm") as statm:
+        in_use = int(statm.read().split()[0]) * mmap.PAGESIZE
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + SPARE_BYTES, limits[1]))
+    try:
+        bytearray(2 * SPARE_BYTES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+EFFECTS: dict[int, Callable[[], None]] = {CRASH: crash, HANG: hang, WANT_MEMORY: want_memory}
+
+
+def take_effect(tokens: Sequence[int]) -> None:
+    """Do what the first token says."""
+    EFFECTS.get(int(tokens[0]), lambda: None)()
+
+
+def poison_worker() -> None:
+    """Have trainer and sampler look at what they are given."""
+    from worker.engine.trainer import Trainer
+    from worker.sampler.sampler import Sampler
+
+    train, submit, step = Trainer.run, Sampler.submit, Sampler.step
+    prompts: list[Sequence[int]] = []
+
+    def poisoned_train(self: Trainer, requests: Sequence[Any], **arguments: Any) -> Any:
+        for request in requests:
+            for datum in request.body.data:
+                take_effect(datum.tokens)
+        return train(self, requests, **arguments)
+
+    def poisoned_submit(self: Sampler, request_id: str, body: Any, adapter: Any) -> None:
+        prompts.append(body.prompt)
+        submit(self, request_id, body, adapter)
+
+    def poisoned_step(self: Sampler) -> Any:
+        for prompt in prompts:
+            take_effect(prompt)
+        prompts.clear()
+        return step(self)
+
+    Trainer.run, Sampler.submit, Sampler.step = poisoned_train, poisoned_submit, poisoned_step  # type: ignore[method-assign, assignment]
+
+
+if sys.orig_argv[-2:] == ["-m", "worker"]:
+    poison_worker()
