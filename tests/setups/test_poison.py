@@ -15,7 +15,7 @@ from tests.setups.poison.sitecustomize import CRASH, HANG, WANT_MEMORY
 from tests.setups.test_sdk import draw, grad_norm, make_datum
 
 POISON = Path(__file__).parent / "poison"
-DEADLINE_S = 6
+DEADLINE_S = 5
 """Far longer than an innocent step of the tiny model takes, also where others keep the processors busy."""
 
 
@@ -41,7 +41,7 @@ Submitted = tuple[tinker.APIFuture[types.ForwardBackwardOutput], tinker.APIFutur
 
 def make_run(client: tinker.ServiceClient, seed: int) -> tinker.TrainingClient:
     """A new run."""
-    return client.create_lora_training_client(MODEL, rank=8, seed=seed)
+    return client.create_lora_training_client(MODEL, rank=8, seed=seed).result()
 
 
 def step(training: tinker.TrainingClient, *data: types.Datum) -> Submitted:
@@ -78,9 +78,8 @@ def poison(token: int) -> types.Datum:
     [
         (CRASH, r"ended its worker 3 times while it ran alone \(3 x it crashed"),
         (HANG, r"ended its worker 3 times while it ran alone \(3 x it crashed, or passed the deadline of a step\)"),
-        (WANT_MEMORY, "does not fit into the worker's memory, even alone"),
     ],
-    ids=["crash", "hang", "memory"],
+    ids=["crash", "hang"],
 )
 def test_a_poisonous_pass_fails_alone(client: tinker.ServiceClient, token: int, words: str) -> None:
     # given the losses of an undisturbed run
@@ -101,9 +100,25 @@ def test_a_poisonous_pass_fails_alone(client: tinker.ServiceClient, token: int, 
 
 
 @pytest.mark.processes
+def test_a_pass_that_wants_more_memory_than_there_is_fails_alone(client: tinker.ServiceClient) -> None:
+    # given the losses of an undisturbed run
+    undisturbed = results(innocent_steps(make_run(client, seed=11)))
+
+    # when the same is trained beside a run that wants too much
+    innocent, victim = make_run(client, seed=11), make_run(client, seed=12)
+    passed, _ = step(victim, make_datum(1), poison(WANT_MEMORY))
+    steps = innocent_steps(innocent)
+
+    # then that one operation fails with words, and the worker lives
+    with pytest.raises(tinker.RequestFailedError, match="does not fit into the worker's memory, even alone"):
+        passed.result()
+    assert results(steps) == undisturbed
+
+
+@pytest.mark.processes
 def test_a_poisonous_sample_fails_alone(client: tinker.ServiceClient) -> None:
     # given what is drawn undisturbed
-    sampling = client.create_sampling_client(base_model=MODEL)
+    sampling = client.create_sampling_client(base_model=MODEL).result()
     undisturbed = draw(sampling, seed=3)
 
     # when a prompt is poison

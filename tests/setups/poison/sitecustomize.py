@@ -77,5 +77,5 @@ def poison_worker() -> None:
     Trainer.run, Sampler.submit, Sampler.step = poisoned_train, poisoned_submit, poisoned_step  # type: ignore[method-assign, assignment]
 
 
-if sys.orig_argv[-2:] == ["-m", "worker"]:
+if sys.orig_argv[2:4] == ["-m", "worker"]:
     poison_worker()
