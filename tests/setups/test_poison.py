@@ -131,4 +131,4 @@ def test_a_poisonous_sample_fails_alone(client: tinker.ServiceClient) -> None:
         tinker.RequestFailedError, match=r"ended its worker 3 times while it ran alone \(3 x it crashed"
     ):
         failing.result()
-    assert drawn == undisturbed
+    assert [(one.tokens, one.logprobs) for one in drawn] == [(one.tokens, one.logprobs) for one in undisturbed]
