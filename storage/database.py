@@ -20,8 +20,11 @@ from sqlalchemy.engine import make_url
 
 from storage.clock import Clock, SystemClock
 from storage.errors import DatabaseUnavailableError
+from storage.patience import PATIENCE, PatientConnection
 
-SQLITE_BUSY_S = 30.0
+POOL_S = 10.0
+"""So long a connection is waited for when all are in use."""
+SQLITE_BUSY_S = 20.0
 SQLITE_RETRY_S = 0.005
 POSTGRES_IDLE_S = 10.0
 """A process that stands still in the middle of a transaction holds what it has locked no longer than this.
@@ -105,8 +108,17 @@ class Database:
 
 def _postgres_engine(url: sqlalchemy.URL, pool_size: int) -> sqlalchemy.Engine:
     engine = sqlalchemy.create_engine(
-        url, pool_size=pool_size, max_overflow=2 * pool_size, pool_pre_ping=True, isolation_level="READ COMMITTED"
+        url,
+        pool_size=pool_size,
+        max_overflow=2 * pool_size,
+        pool_pre_ping=True,
+        pool_timeout=POOL_S,
+        isolation_level="READ COMMITTED",
     )
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
+        return PatientConnection.connect(*arguments, **{**PATIENCE, **parameters})
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
@@ -120,7 +132,9 @@ def _postgres_engine(url: sqlalchemy.URL, pool_size: int) -> sqlalchemy.Engine:
 def _sqlite_engine(url: sqlalchemy.URL, synchronous: str) -> sqlalchemy.Engine:
     if url.database and url.database != ":memory:":
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sqlalchemy.create_engine(url, connect_args={"timeout": SQLITE_BUSY_S, "check_same_thread": False})
+    waiting = {"timeout": SQLITE_BUSY_S, "check_same_thread": False}
+    pool = {} if url.database in (None, "", ":memory:") else {"pool_timeout": POOL_S}
+    engine = sqlalchemy.create_engine(url, connect_args=waiting, **pool)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from storage.database import Database
+from storage.patience import unhurried
 
 _LOCK = 7_263_511_901  # any number, as long as only migrations use it
 
@@ -19,7 +20,7 @@ def migrate(database: Database) -> None:
     """Upgrade to the newest revision; does nothing if the database is there already."""
     if is_current(database):
         return
-    with database.begin() as tx:
+    with database.begin() as tx, unhurried(tx):
         if not database.is_sqlite:
             tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         command.upgrade(_config(tx), "head")
