@@ -8,6 +8,11 @@ import urllib3
 from minio import Minio
 
 _NUM_CONNECTIONS = 32
+CONNECT_S = 3.0
+ANSWER_S = 20.0
+"""Silence of a server in the middle of a request, or before its answer."""
+NUM_SILENCES_MAX = 1
+"""So often a request is repeated to a server that was silent: whoever waits for it would give up after 60 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +56,17 @@ def make_pool(location: S3Location) -> urllib3.PoolManager:
     """
     retries = urllib3.Retry(
         total=location.num_retries,
+        read=min(NUM_SILENCES_MAX, location.num_retries),
         backoff_factor=0.2,
         backoff_jitter=0.2,
         backoff_max=5,
-        status_forcelist=(500, 502, 503, 504),
+        status_forcelist=(429, 500, 502, 503, 504),
+        respect_retry_after_header=False,  # it may ask for an hour
         allowed_methods=None,
         raise_on_status=False,
     )
     return urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=5, read=60),
+        timeout=urllib3.Timeout(connect=CONNECT_S, read=ANSWER_S),
         maxsize=_NUM_CONNECTIONS,
         retries=retries,
         cert_reqs="CERT_REQUIRED",

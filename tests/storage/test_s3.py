@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from storage import s3_client
 from storage.errors import ObjectNotFoundError, ObjectStoreRefusedError, ObjectStoreUnavailableError
 from storage.object_url import open_object_store, s3_location
 from storage.objects import CHUNK_BYTES
@@ -32,6 +33,9 @@ class _FaultyServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _FaultyHandler)
         self.breaks_after: list[int] = []
         self.statuses: list[int] = []
+        self.retry_after = ""
+        self.is_silent = threading.Event()
+        self.go_on = threading.Event()
         self.requests: list[tuple[str, str, str | None]] = []
         self.completions = 0
 
@@ -84,6 +88,10 @@ class _FaultyHandler(BaseHTTPRequestHandler):
 
     def _failed(self) -> bool:
         self.server.requests.append((self.command, self.path, self.headers.get("Range")))
+        if self.server.is_silent.is_set():
+            self.server.go_on.wait()
+            self.close_connection = True
+            return True
         if not self.server.statuses:
             return False
         self._answer(self.server.statuses.pop(0), b"<Error><Code>Busy</Code><Message>later</Message></Error>", [])
@@ -95,6 +103,8 @@ class _FaultyHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if etag:
             self.send_header("ETag", etag)
+        if status >= 400 and self.server.retry_after:
+            self.send_header("Retry-After", self.server.retry_after)
         self.end_headers()
         if breaks_after:
             body = body[: breaks_after.pop(0)]
@@ -110,6 +120,7 @@ def faulty() -> Iterator[_FaultyServer]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.go_on.set()
         server.shutdown()
         thread.join()
 
@@ -142,6 +153,38 @@ def test_a_download_that_breaks_without_end_is_given_up(faulty: _FaultyServer, f
     # Then
     assert raised.value.retryable
     assert len(faulty.requests) < 10
+
+
+@pytest.mark.parametrize("call", ["put", "get"])
+def test_a_server_that_says_nothing_is_given_up(
+    faulty: _FaultyServer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    # Given
+    monkeypatch.setattr(s3_client, "ANSWER_S", 0.1)
+    store = S3ObjectStore(s3_location(f"s3://AK:hunter2@127.0.0.1:{faulty.server_port}/bucket?secure=false"))
+    faulty.is_silent.set()
+    # When
+    with pytest.raises(ObjectStoreUnavailableError) as raised:
+        store.put("a", b"x") if call == "put" else store.get("a")
+    # Then: asked twice, and no more
+    assert raised.value.retryable
+    assert len(faulty.requests) == 2
+    store.close()
+
+
+def test_a_server_that_asks_for_an_hour_does_not_get_it(faulty: _FaultyServer, faulty_store: S3ObjectStore) -> None:
+    faulty.statuses, faulty.retry_after = [503, 429], "3600"
+    faulty_store.put("a", b"x")
+    assert len(faulty.requests) == 3
+
+
+def test_a_server_that_is_full_counts_as_unavailable(faulty: _FaultyServer, faulty_store: S3ObjectStore) -> None:
+    faulty.statuses = [507]
+    with pytest.raises(ObjectStoreUnavailableError) as raised:
+        faulty_store.put("a", b"x")
+    assert raised.value.retryable
+    # and: there is room again
+    faulty_store.put("a", b"x")
 
 
 def test_a_server_that_is_busy_is_asked_again(faulty: _FaultyServer, faulty_store: S3ObjectStore) -> None:
