@@ -49,7 +49,7 @@ def main(
       python -m tests.chaos --kills 20 --verbose
       python -m tests.chaos --setup deployed --broker valkey --kills 200 --seed 7 --json found.json
     """
-    console = Console()
+    console = Console(emoji=False)
     directory = Path(tempfile.mkdtemp(prefix="piecework-chaos-"))
     plan = Plan(setup, seed, kills, broker)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

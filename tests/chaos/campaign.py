@@ -90,6 +90,7 @@ def run(plan: Plan, directory: Path, on_fault: Callable[[Struck], None]) -> Outc
         if plan.setup == "deployed":
             servers = Servers(plan.broker)
             stack.callback(servers.close)
+            stack.callback(servers.keep_logs, directory)
         service = Service(directory, write_tiny_model(directory / "model"), servers)
         stack.callback(service.shut_down)
         clients = Clients(directory / "clients", service.url, service.api_key)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from storage.failpoints import Point
@@ -63,7 +64,7 @@ def show(outcome: Outcome, logs: Path, console: Console) -> None:
     )
     if not outcome.passed:
         plan = outcome.plan
-        console.print(f"[red]failed[/red] {outcome.stopped_by}", highlight=False)
+        console.print(f"[red]failed[/red] {escape(outcome.stopped_by)}", highlight=False)
         broker = f" --broker {plan.broker}" if plan.setup == "deployed" else ""
         console.print(
             f"the same faults again: python -m tests.chaos --setup {plan.setup} --kills {plan.kills} "
@@ -95,5 +96,5 @@ def _checks(outcome: Outcome) -> Table:
     for sentence, found in outcome.violations.items():
         table.add_row(sentence, f"[red]no[/red] ({len(found)})" if found else "[green]holds[/green]")
         for line in found[:SHOWN_MAX]:
-            table.add_row(f"  {line}", "")
+            table.add_row(escape(f"  {line}"), "")
     return table

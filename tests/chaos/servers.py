@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -57,6 +59,11 @@ class Servers:
             self._broker.restart(empty=empty)
         else:
             self._broker.restart()
+
+    def keep_logs(self, directory: Path) -> None:
+        """Copy what the servers have logged, before `close` deletes it."""
+        for name in self.links:
+            shutil.copy(self.process(name).log, directory / f"server-{name}.log")
 
     def close(self) -> None:
         """Stop all."""
