@@ -23,6 +23,7 @@ from tests.tiny_model import write_tiny_model
 PAUSE_MAX_S = 300.0
 """Without any result for so long, the clients count as stuck."""
 FINISH_S = 600.0
+SWEEP_S = 60.0
 ENDED_BY_ITSELF = (0, -signal.SIGTERM)
 """What an api process ends with, and a worker that was still starting."""
 SETTLE_S = max(LEASE_S, UPLOAD_EXPIRY_S) + 1.0
@@ -158,6 +159,7 @@ def _sweep(storage: Storage) -> None:
             storage.objects,
             result_retention_s=RETENTION_S,
             sampling_session_idle_s=JobsSettings().sampling_session_idle_s,
+            pass_s=SWEEP_S,
         )
 
 
