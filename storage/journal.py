@@ -481,8 +481,7 @@ def claim_suspect(
     tx: Connection, *, worker_id: str, now: datetime, expires_at: datetime, skip_locked: bool
 ) -> Operation | None:
     """Take the oldest queued sample that is a suspect, for a worker that holds no other: it is to be drawn alone."""
-    oldest = _queued().where(tables.operation.c.suspect.is_(True)).limit(1)
-    found = tx.execute(_locked(oldest, skip_locked)).scalars().all()
+    found = tx.execute(_locked(_queued_suspects().limit(1), skip_locked)).scalars().all()
     claimed = _claim(tx, found, worker_id=worker_id, now=now, expires_at=expires_at, alone=True)
     return claimed[0] if claimed else None
 
@@ -537,6 +536,13 @@ def _queued() -> Select[Any]:
     status = (table.status >= Status.QUEUED, table.status <= Status.QUEUED)
     open_samples = (table.sampling_session_id.is_not(None), table.finished_at.is_(None))
     return select(table.id).where(*status, *open_samples).order_by(table.status, table.id)
+
+
+def _queued_suspects() -> Select[Any]:
+    """Ids of queued samples that are suspects, oldest first, in the words of their partial index."""
+    table = tables.operation.c
+    open_suspects = (text("operation.suspect"), table.sampling_session_id.is_not(None), table.finished_at.is_(None))
+    return select(table.id).where(table.status == Status.QUEUED, *open_suspects).order_by(table.id)
 
 
 def _queued_of(account_id: str | ColumnElement[str]) -> Select[Any]:
@@ -618,8 +624,8 @@ def give_back(tx: Connection, operation_ids: Sequence[int], *, worker_id: str) -
 
 def samples_wait(tx: Connection, *, suspect: bool = False) -> bool:
     """Whether any sample is queued that may be drawn in company; or any that may not."""
-    waiting = _queued().where(tables.operation.c.suspect.is_(suspect)).limit(1)
-    return tx.execute(waiting).first() is not None
+    waiting = _queued_suspects() if suspect else _queued().where(tables.operation.c.suspect.is_(False))
+    return tx.execute(waiting.limit(1)).first() is not None
 
 
 def oldest_waiting_sample(tx: Connection) -> int | None:

@@ -165,6 +165,8 @@ sampling_session = Table(
 OPEN = text("finished_at IS NULL AND payload_bytes >= 0")
 _OPEN_SAMPLES = text("sampling_session_id IS NOT NULL AND finished_at IS NULL")
 
+_SUSPECT_SAMPLES = text("suspect AND sampling_session_id IS NOT NULL AND finished_at IS NULL")
+
 operation = Table(
     "operation",
     metadata,
@@ -215,6 +217,9 @@ operation = Table(
         postgresql_where=_OPEN_SAMPLES,
     ),
     Index("ix_operation_open", "finished_at", "account_id", "payload_bytes", sqlite_where=OPEN, postgresql_where=OPEN),
+    Index(
+        "ix_operation_suspect_samples", "status", "id", sqlite_where=_SUSPECT_SAMPLES, postgresql_where=_SUSPECT_SAMPLES
+    ),
     Index(
         "ix_operation_finished", "finished_at", sqlite_where=text("NOT expired"), postgresql_where=text("NOT expired")
     ),

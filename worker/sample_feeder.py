@@ -103,12 +103,14 @@ class SampleFeeder(threading.Thread):
         if any(operation.suspect for operation in held.values()):
             return False  # it is being drawn, alone
         self._suspects.note_end()
+        room = self._samples_max - len(held)
+        if room <= 0:
+            return False
         with self._storage.database.read() as tx:
             suspect, others = journal.samples_wait(tx, suspect=True), journal.samples_wait(tx)
         if suspect and (self._suspects.is_due or not others):
             return not held and self._bring(self._claim_suspect)
-        room = self._samples_max - len(held)
-        return others and room > 0 and self._bring(lambda: self._claim(room))
+        return others and self._bring(lambda: self._claim(room))
 
     def _bring(self, claim: Callable[[], Sequence[Operation]]) -> bool:
         """Claim samples and load them; False if others were quicker."""

@@ -428,6 +428,20 @@ def test_queued_samples_are_found_without_reading_what_else_is_queued(tx: Connec
     assert ["ix_operation_open_samples" in plan for plan in plans] == [True] * 6 + [False]
 
 
+def test_suspect_samples_are_found_without_reading_the_queue(tx: Connection) -> None:
+    # Given
+    if tx.dialect.name != "sqlite":
+        tx.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    _queue(tx, "a", 2)
+    # When
+    with _plans(tx) as plans:
+        assert not journal.samples_wait(tx, suspect=True)
+        expires_at = NOW + timedelta(seconds=10)
+        assert journal.claim_suspect(tx, worker_id="w", now=NOW, expires_at=expires_at, skip_locked=False) is None
+    # Then
+    assert ["ix_operation_suspect_samples" in plan for plan in plans] == [True, True]
+
+
 def test_old_outcomes_are_found_without_reading_those_that_are_forgotten(tx: Connection) -> None:
     if tx.dialect.name != "sqlite":
         tx.exec_driver_sql("SET LOCAL enable_seqscan = off")

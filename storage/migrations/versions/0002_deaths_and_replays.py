@@ -25,6 +25,14 @@ def upgrade() -> None:
         sqlite_where=is_open,
         postgresql_where=is_open,
     )
+    is_suspect = sa.text("suspect AND sampling_session_id IS NOT NULL AND finished_at IS NULL")
+    op.create_index(
+        "ix_operation_suspect_samples",
+        "operation",
+        ["status", "id"],
+        sqlite_where=is_suspect,
+        postgresql_where=is_suspect,
+    )
     with op.batch_alter_table("stored_object") as table:
         table.add_column(sa.Column("sha256", sa.String(length=64)))
     with op.batch_alter_table("worker") as table:
@@ -40,6 +48,7 @@ def downgrade() -> None:
     with op.batch_alter_table("worker") as table:
         for column in ("num_damaged_snapshots", "tail_p95_ns", "num_replay_mismatches", "num_replayed", "ended_by"):
             table.drop_column(column)
+    op.drop_index("ix_operation_suspect_samples", "operation")
     op.drop_index("ix_operation_open", "operation")
     with op.batch_alter_table("stored_object") as table:
         table.drop_column("sha256")
