@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -134,46 +134,48 @@ class Subject:
         sweep(storage.database, storage.objects, result_retention_s=AGES_S, sampling_session_idle_s=AGES_S)
 
 
-def seconds(work: Callable[[], None]) -> float:
-    """Wall time."""
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Taken:
+    """Wall time, and CPU time of this process."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def taken_by(work: Callable[[], None]) -> Taken:
+    """What a call takes."""
+    wall, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return Taken(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def measure(kind: str, subject: Subject, repeats: int) -> list[tuple[str, ...]]:
     """Rows of one store."""
-    taken: dict[str, list[float]] = {name: [] for name in ("put", "save", "copy", "get", "load")}
+    taken: dict[str, list[Taken]] = {name: [] for name in ("put", "save", "copy", "get", "load")}
     others = OthersLoad()
     for number in range(repeats + 2):
         for name in (("put", "save"), ("save", "put"))[number % 2]:
-            taken[name].append(seconds(getattr(subject, name)))
+            taken[name].append(taken_by(getattr(subject, name)))
         for name in (("get", "load"), ("load", "get"))[number % 2]:
-            taken[name].append(seconds(getattr(subject, name)))
-        taken["copy"].append(seconds(subject.copy))
+            taken[name].append(taken_by(getattr(subject, name)))
+        taken["copy"].append(taken_by(subject.copy))
         subject.delete()
         print(f"{kind}: {number + 1}/{repeats + 2}", end="\r", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    middle = {name: statistics.median(values[2:]) for name, values in taken.items()}
-    ratios = {
-        ours: statistics.median(a / b for a, b in zip(taken[theirs][2:], taken[ours][2:], strict=True))
-        for theirs, ours in (("put", "save"), ("get", "load"))
-    }
+    kept = {name: values[2:] for name, values in taken.items()}
+
+    def ms(name: str, field: str) -> float:
+        return statistics.median(getattr(one, field) for one in kept[name]) * 1e3
+
     mib = len(subject.file) / 2**20
-    return [
-        (
-            kind if ours == "save" else "",
-            f"{ours} / {theirs}",
-            f"{middle[ours] * 1e3:.1f}",
-            f"{middle[theirs] * 1e3:.1f}",
-            f"{mib / middle[ours]:.0f}",
-            f"{mib / middle[theirs]:.0f}",
-            f"{ratios[ours]:.2f}",
-            f"{middle['copy'] * 1e3:.1f}" if ours == "save" else "",
-            f"{others.share():.0%}",
-        )
-        for ours, theirs in (("save", "put"), ("load", "get"))
-    ]
+    rows: list[tuple[str, ...]] = []
+    for ours, theirs in (("save", "put"), ("load", "get")):
+        ratio = statistics.median(a.wall_s / b.wall_s for a, b in zip(kept[theirs], kept[ours], strict=True))
+        speeds = (f"{mib * 1e3 / ms(name, 'wall_s'):.0f}" for name in (ours, theirs))
+        cpu = (f"{ms(name, 'cpu_s'):.0f}" for name in (ours, theirs))
+        waits = f"{ms('copy', 'cpu_s'):.1f}" if ours == "save" else ""
+        rows.append((kind, f"{ours} / {theirs}", *speeds, f"{ratio:.2f}", *cpu, waits, f"{others.share():.0%}"))
+    return rows
 
 
 def main() -> None:
@@ -194,13 +196,13 @@ def main() -> None:
     print(f"medians of {arguments.repeats} repeats in turns, the ratio that of neighbours\n")
     header = (
         "store",
-        "ours / the store",
-        "ms",
-        "ms",
+        "",
         "MiB/s",
-        "MiB/s",
+        "of the store",
         "ratio",
-        "engine waits, ms",
+        "CPU ms",
+        "of the store",
+        "engine's ms",
         "CPU used by others",
     )
     print(table(header, rows))

@@ -71,11 +71,10 @@ class RunningChecksum:
 
 
 class PiecesReader(io.RawIOBase):
-    """Pieces of memory as one stream, never joined; every byte read goes into `running`."""
+    """Pieces of memory as one stream, never joined."""
 
-    def __init__(self, pieces: Sequence[bytes | memoryview], running: RunningChecksum) -> None:
+    def __init__(self, pieces: Sequence[bytes | memoryview]) -> None:
         self._pieces = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
-        self._running = running
 
     def readable(self) -> bool:
         """It is."""
@@ -92,7 +91,6 @@ class PiecesReader(io.RawIOBase):
             del self._pieces[0]
         else:
             self._pieces[0] = first[taken:]
-        self._running.update(chunk)
         return chunk
 
 

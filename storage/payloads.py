@@ -63,8 +63,9 @@ class PayloadStore:
     def put_pieces(self, pieces: Sequence[bytes | memoryview], key: str) -> str:
         """Announce and put an object that lies in memory in pieces, without joining them; returns its checksum."""
         with self._announced(key), RunningChecksum() as running:
-            stream = cast(BinaryIO, PiecesReader(pieces, running))
-            self._objects.put(key, stream, size_bytes=size_of(pieces))
+            for piece in pieces:
+                running.update(piece)
+            self._objects.put(key, cast(BinaryIO, PiecesReader(pieces)), size_bytes=size_of(pieces))
             return running.hexdigest()
 
     @contextlib.contextmanager
