@@ -131,7 +131,9 @@ class Subject:
         """Let go what is not needed any more, so that the store does not fill up."""
         storage = self._storage
         storage.objects.delete([self._key])
-        sweep(storage.database, storage.objects, result_retention_s=AGES_S, sampling_session_idle_s=AGES_S)
+        sweep(
+            storage.database, storage.objects, result_retention_s=AGES_S, sampling_session_idle_s=AGES_S, pass_s=AGES_S
+        )
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def forget_what_may_be(service: Service) -> None:
         long_ago = service.storage.database.now(tx) - timedelta(seconds=60)
         table = tables.operation
         tx.execute(update(table).where(table.c.finished_at.is_not(None)).values(finished_at=long_ago))
-    sweep(service.storage.database, service.storage.objects, result_retention_s=1.0, sampling_session_idle_s=0.0)
+    database, objects = service.storage.database, service.storage.objects
+    sweep(database, objects, result_retention_s=1.0, sampling_session_idle_s=0.0, pass_s=WAIT_S)
 
 
 def die(service: Service, name: str) -> None:
