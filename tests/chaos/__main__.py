@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,11 +33,20 @@ from tests.chaos.servers import BrokerKind
     help="`piecework serve`, or two workers, two api processes and a scheduler on servers of their own.",
 )
 @click.option("--broker", type=click.Choice(["rabbitmq", "valkey"]), default="rabbitmq", help="Of the deployed set-up.")
+@click.option("--minutes", type=float, default=math.inf, help="No fault is begun after so long.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings to this file too.")
 @click.option("--keep", is_flag=True, help="Keep data and logs also when everything holds.")
 @click.option("--verbose", is_flag=True, help="A line for each fault.")
 def main(
-    *, kills: int, seed: int, setup: SetUp, broker: BrokerKind, json_file: Path | None, keep: bool, verbose: bool
+    *,
+    kills: int,
+    seed: int,
+    setup: SetUp,
+    broker: BrokerKind,
+    minutes: float,
+    json_file: Path | None,
+    keep: bool,
+    verbose: bool,
 ) -> None:
     """Train and sample with three real clients while processes are killed, stopped and cut off; then check that nothing
     was lost.
@@ -49,9 +60,10 @@ def main(
       python -m tests.chaos --kills 20 --verbose
       python -m tests.chaos --setup deployed --broker valkey --kills 200 --seed 7 --json found.json
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # everything that was started is ended first
     console = Console(emoji=False)
     directory = Path(tempfile.mkdtemp(prefix="piecework-chaos-"))
-    plan = Plan(setup, seed, kills, broker)
+    plan = Plan(setup, seed, kills, broker, minutes)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(f"{setup}, seed {seed}", total=kills)

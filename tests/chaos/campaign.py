@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,12 +44,13 @@ STORAGE_CHECKS: Sequence[Callable[[Storage], Sequence[str]]] = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done; everything random follows from `seed`."""
+    """What is to be done; everything random follows from `seed`. After so many `minutes` no fault is begun any more."""
 
     setup: SetUp
     seed: int
     kills: int
     broker: BrokerKind = "rabbitmq"
+    minutes: float = math.inf
 
 
 @dataclass
@@ -115,7 +117,8 @@ def _disturb(
     clients.wait_for_round(checks.UNDISTURBED, timeout_s=PAUSE_MAX_S)
     outcome.undisturbed_pause_s = max(record.longest_pause_s for record in clients.records().values())
     schedule: Iterator[Fault] = faults(plan.setup, plan.seed, lease_s=LEASE_S)
-    while outcome.num_kills < plan.kills:
+    ends_at = time.monotonic() + 60.0 * plan.minutes
+    while outcome.num_kills < plan.kills and time.monotonic() < ends_at:
         fault = next(schedule)
         clients.wait_for_results(clients.num_results() + fault.after_records, timeout_s=PAUSE_MAX_S)
         time.sleep(fault.delay_s)

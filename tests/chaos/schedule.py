@@ -61,6 +61,7 @@ class Fault:
 COMMON: Sequence[tuple[Act, str, int]] = (
     (Act.KILL, "worker", 6),
     (Act.KILL, "api", 3),
+    (Act.KILL, "spare", 1),
     (Act.KILL, "scheduler", 1),
     (Act.KILL, "broker", 2),
     (Act.EMPTY, "broker", 2),
@@ -76,6 +77,7 @@ COMMON: Sequence[tuple[Act, str, int]] = (
 OWN: dict[SetUp, Sequence[tuple[Act, str, int]]] = {
     "embedded": ((Act.KILL, "supervisor", 2),),
     "deployed": (
+        (Act.KILL, "supervisor", 2),
         (Act.KILL, "database", 2),
         (Act.STOP, "database", 1),
         (Act.CUT, "database", 2),
