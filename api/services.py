@@ -20,6 +20,9 @@ from storage import journal
 from storage.database import Database
 from storage.migrate import migrate
 from storage.open import Storage, open_storage
+from storage.retry import retrying
+
+START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,13 @@ class Services:
 
 
 def open_services() -> Services:
-    """Join everything as set in the environment, and bring the tables up to date."""
+    """Join everything as set in the environment, and bring the tables up to date; a database may take a while to start.
+
+    Raises:
+        DatabaseUnavailableError: it has not come within `START_S`.
+    """
     settings, jobs_settings, storage = ApiSettings(), JobsSettings(), open_storage()
-    migrate(storage.database)
+    retrying(lambda: migrate(storage.database), give_up_after_s=START_S)
     dispatcher = Dispatcher(
         make_app(jobs_settings), storage.database, message_expires_s=jobs_settings.message_expires_s
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import random
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from jobs import sweeper
 from jobs.app import make_app
@@ -37,12 +39,24 @@ def main() -> None:
     settings = JobsSettings()
     storage = open_storage()
     while not stopping.is_set():
-        with leadership(storage, settings.data_dir) as leads:
-            if leads is not None:
-                log.info("scheduler_leads")
-                _run_jobs(storage, settings, stopping, leads)
-        stopping.wait(LEADER_RETRY_S)
+        try:
+            lead(storage, settings, stopping)
+        except SQLAlchemyError as error:  # it leads again when the database is back
+            log.warning("storage_unavailable", error=str(error))
+        stopping.wait(LEADER_RETRY_S * random.uniform(0.5, 1.0))  # noqa: S311
     storage.close()
+
+
+def lead(storage: Storage, settings: JobsSettings, stopping: threading.Event) -> None:
+    """Do what the scheduler does, as long as no other leads and the lock stands.
+
+    Raises:
+        SQLAlchemyError: the database cannot be asked who leads.
+    """
+    with leadership(storage, settings.data_dir) as leads:
+        if leads is not None:
+            log.info("scheduler_leads")
+            _run_jobs(storage, settings, stopping, leads)
 
 
 def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Event, leads: threading.Event) -> None:

@@ -6,11 +6,8 @@ state version is read back before anything else is done with the state in memory
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -23,9 +20,7 @@ from storage import failpoints, journal, keys, leases, payloads
 from storage.checkpoints import CheckpointExistsError
 from storage.errors import (
     ClaimLostError,
-    DatabaseUnavailableError,
     LeaseLostError,
-    ObjectStoreUnavailableError,
     UploadGoneError,
 )
 from storage.failpoints import Point
@@ -33,14 +28,10 @@ from storage.journal import Operation, Refusal
 from storage.leases import Lease
 from storage.open import Storage
 from storage.payloads import Stored
+from storage.retry import do_nothing, retrying
 from storage.runs import Run, SamplingSession
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
-
-RETRY_FIRST_S = 0.05
-RETRY_MOST_S = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +85,7 @@ class Committer:
         self._storage = storage
         self._worker_id = worker_id
         self._publish = publish
-        self.on_wait: Callable[[], None] = _do_nothing
+        self.on_wait: Callable[[], None] = do_nothing
 
     def commit_runs(self, commits: Sequence[RunCommit]) -> set[str]:
         """Commit a turn's training operations.
@@ -236,20 +227,3 @@ class Committer:
             base_model=operation.base_model,
             now=self._storage.database.now(tx),
         )
-
-
-def _do_nothing() -> None:
-    """For those whom nobody watches."""
-
-
-def retrying(call: Callable[[], T], *, on_wait: Callable[[], None] = _do_nothing) -> T:
-    """Call until database and object store answer, with growing pauses and jitter; `on_wait` before each pause."""
-    pause_s = RETRY_FIRST_S
-    while True:
-        try:
-            return call()
-        except (DatabaseUnavailableError, ObjectStoreUnavailableError) as error:
-            log.warning("storage_unavailable", error=str(error), retry_in_s=pause_s)
-            on_wait()
-            time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
-            pause_s = min(2 * pause_s, RETRY_MOST_S)

@@ -15,9 +15,9 @@ from jobs.dispatch import Dispatcher
 from storage.errors import LeaseLostError, RowNotFoundError
 from storage.leases import Lease
 from storage.open import Storage
+from storage.retry import retrying
 from storage.runs import Run
 from worker import takeover
-from worker.commit import retrying
 from worker.loop import EngineLoop
 from worker.residency import BaseModels
 from worker.settings import WorkerSettings

@@ -18,10 +18,10 @@ from storage.errors import DatabaseUnavailableError
 from storage.failpoints import Point
 from storage.leases import Lease
 from storage.open import Storage
+from storage.retry import retrying
 from storage.workers import Work
 from worker import faults
 from worker.active_run import ActiveRun
-from worker.commit import retrying
 from worker.fairness import Activity, Claimant, FairShare
 from worker.fetching import OperationFetcher
 from worker.replay import Replay

@@ -32,9 +32,10 @@ from storage.failpoints import Point
 from storage.ids import CheckpointPath
 from storage.journal import Operation
 from storage.open import Storage
+from storage.retry import retrying
 from worker import faults
 from worker.active_run import ActiveRun, Queued
-from worker.commit import Committer, Done, RunCommit, retrying
+from worker.commit import Committer, Done, RunCommit
 from worker.engine.optimizer import optim_step
 from worker.engine.run_state import RunState
 from worker.engine.timing import DeviceClock

@@ -1,11 +1,15 @@
 """Of several schedulers one leads; when it is gone another does."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
+from jobs import scheduler
 from jobs.scheduler import leadership
+from jobs.settings import JobsSettings
 from storage.open import Storage, open_storage
 from storage.settings import StorageSettings
 
@@ -45,3 +49,32 @@ def test_a_leader_that_fails_lets_go(two: tuple[Storage, Storage], tmp_path: Pat
     # Then
     with leadership(second, tmp_path) as leads:
         assert leads is not None
+
+
+def test_a_database_that_is_away_ends_no_scheduler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Given: it comes back at the third look
+    looks: list[int] = []
+
+    def lead(_storage: Storage, _settings: JobsSettings, stopping: threading.Event) -> None:
+        looks.append(1)
+        if len(looks) < 3:
+            raise OperationalError("SELECT 1", {}, Exception("the database system is starting up"))
+        stopping.set()
+
+    monkeypatch.setenv("PIECEWORK_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(scheduler, "lead", lead)
+    monkeypatch.setattr(scheduler, "LEADER_RETRY_S", 0.001)
+    monkeypatch.setattr(scheduler, "set_up_logging", lambda _: None)
+    monkeypatch.setattr("jobs.scheduler.signal.signal", lambda *_: None)
+    # When: this returns
+    scheduler.main()
+    # Then
+    assert len(looks) == 3
+
+
+def test_a_database_that_is_away_is_said_to_be(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://piecework:secret@127.0.0.1:1/none"
+    storage = open_storage(StorageSettings(data_dir=tmp_path, database_url=url, object_store_url=""))
+    with pytest.raises(OperationalError):
+        scheduler.lead(storage, JobsSettings(data_dir=tmp_path), threading.Event())
+    storage.close()

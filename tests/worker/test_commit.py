@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, select
 from billing import usage
 from jobs import operations
 from jobs.operations import Failure, OptimStepOutcome, Outcome, SampleOutcome, Saved
-from storage import checkpoints, journal, leases, runs, tables, uploads
+from storage import checkpoints, journal, leases, retry, runs, tables, uploads
 from storage.clock import FrozenClock
 from storage.errors import DatabaseUnavailableError, LeaseLostError, ObjectStoreUnavailableError
 from storage.journal import Status
@@ -27,7 +27,6 @@ from tests.factories import (
     make_sampling_session,
     make_usage,
 )
-from worker import commit as worker_commit
 from worker.commit import Committer, Done, RunCommit, SampleCommit
 
 OUTCOME = OptimStepOutcome({"grad_norm": 1.5})
@@ -46,7 +45,7 @@ def committer(storage: Storage, published: list[str]) -> Committer:
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trying again does not wait."""
-    monkeypatch.setattr(worker_commit, "RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr(retry, "RETRY_FIRST_S", 0.0)
 
 
 def _held_run(tx: Connection, clock: FrozenClock, account: str = "acme") -> tuple[Run, Lease]:
