@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 
 import structlog
+from celery import Celery
 from celery.apps.worker import Worker as CeleryWorker
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 from kombu import Queue
@@ -14,7 +15,7 @@ from kombu import Queue
 from jobs.app import WORK_QUEUE, worker_queue
 from jobs.settings import JobsSettings
 from storage.telemetry import set_up_logging
-from worker.build import Worker, build_worker
+from worker.build import build_worker
 from worker.consumer import PromptConsumer
 from worker.settings import WorkerSettings
 
@@ -29,14 +30,11 @@ def run(*, on_ready: Callable[[], None]) -> None:
     """
     settings = WorkerSettings()
     set_up_logging("worker")
-    setup_logging.connect(_logs_are_set_up, weak=False)
-    # Celery's advice against root is about pickled messages; ours are JSON.
-    warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     try:
         worker = build_worker(settings, JobsSettings())
     except ValueError as error:
         sys.exit(f"piecework worker: {error}")
-    consumer = _consumer(worker, settings)
+    consumer = make_consumer(worker.app, settings, worker.id)
 
     def leave(**_: object) -> None:
         worker.leave()
@@ -59,16 +57,16 @@ def _logs_are_set_up(**_: object) -> None:
     """That somebody listens keeps Celery from setting the level of all logs to its own."""
 
 
-def rehearse() -> None:
-    """What a worker does before its first operation, on nothing: what it loads on the way stays loaded."""
-
-
-def _consumer(worker: Worker, settings: WorkerSettings) -> CeleryWorker:
-    worker.app.conf.task_queues = [Queue(WORK_QUEUE, durable=True), worker_queue(worker.id)]
-    return worker.app.Worker(
+def make_consumer(app: Celery, settings: WorkerSettings, worker_id: str) -> CeleryWorker:
+    """What takes messages: the common ones, and those to this worker. It connects when it is started."""
+    # Celery's advice against root is about pickled messages; ours are JSON.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
+    setup_logging.connect(_logs_are_set_up, weak=False)
+    app.conf.task_queues = [Queue(WORK_QUEUE, durable=True), worker_queue(worker_id)]
+    return app.Worker(
         pool="threads",
         concurrency=settings.concurrency,
-        hostname=worker.id,
+        hostname=worker_id,
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,

@@ -60,7 +60,7 @@ def _load() -> None:
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     try:
-        from worker.process import rehearse
+        from worker.rehearsal import rehearse
 
         rehearse()
     except BaseException:
