@@ -14,7 +14,8 @@ SETUP      ?= embedded
 
 .DEFAULT_GOAL := help
 .PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-properties \
-	test-mutations chaos check lint types imports format proto clean bench-durability bench-state-io
+	test-mutations chaos check lint types imports format proto clean bench-durability bench-recovery \
+	bench-state-io
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +86,9 @@ chaos: install test-servers ## kill, stop and cut off a real service while it tr
 
 bench-durability: install ## price of journal and write-back: training against the same passes in memory; ARGS="--size small"
 	@$(BIN)/python -m benchmarks.durability $(ARGS)
+
+bench-recovery: install ## kill -9 of the worker until work goes on, with a warm spare and without; ARGS="--kills 20"
+	@$(BIN)/python -m benchmarks.recovery $(ARGS)
 
 bench-state-io: install test-servers ## save and load of a run's state against the object store's own put and get
 	@$(BIN)/python -m benchmarks.state_io $(ARGS)

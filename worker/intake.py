@@ -111,7 +111,9 @@ class RunIntake:
     def _bring(self, run: Run, lease: Lease) -> None:
         """Fetch a run for the engine; one that cannot be fetched is given up, and announced again by the sweeper."""
         try:
-            self._engine.roster.arrive(self._fetch(run, lease))
+            fetched = self._fetch(run, lease)
+            log.info("run_fetched", run=run.id, worker=self._worker_id, operations=len(fetched.tail))
+            self._engine.roster.arrive(fetched)
         except Exception as error:
             log.warning(
                 "takeover_failed", run=run.id, error=str(error), exc_info=not getattr(error, "retryable", False)

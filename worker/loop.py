@@ -190,6 +190,8 @@ class EngineLoop(threading.Thread):
         run = replay.finish()
         if not self.roster.admit(run):
             log.warning("takeover_overtaken", run=run.id, epoch=run.lease.epoch)
+            return
+        log.info("run_ready", run=run.id, worker=self._worker_id, seq=run.state_seq)
 
     def _take_turn(self) -> bool:
         ready = [run for run in self.roster.active() if run.is_ready and not self._writeback.holds(run)]
