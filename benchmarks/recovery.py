@@ -221,6 +221,7 @@ def _wait(holds: Callable[[], object], what: str, deployment: Deployment) -> Non
 
 def report(arguments: argparse.Namespace, found: Mapping[str, list[Recovery]], client: Client) -> None:
     """Print the table."""
+    found = {name: side for name, side in found.items() if side}
     every = [one for side in found.values() for one in side]
     others = statistics.median(one.others for one in every)
     replayed = statistics.median(one.num_replayed for one in every)
@@ -277,15 +278,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, deployed(arguments, Path(name)) as deployment:
         client = Client(deployment, arguments)
         client.start()
-        with Progress(*columns) as progress:
+        # Ctrl-C ends it early, with the figures that there are.
+        with contextlib.suppress(KeyboardInterrupt), Progress(*columns) as progress:
             bar = progress.add_task("deaths", total=arguments.kills)
             for number in range(arguments.kills):
                 side = (WARM, COLD)[number % 2]
                 after_s = moments.uniform(0.0, arguments.pause_max_s)
                 found[side].append(recover(deployment, client, warm=side == WARM, after_s=after_s))
                 progress.update(bar, advance=1, description=f"{side}: {found[side][-1].whole:.1f} s")
+        if any(found.values()):
+            report(arguments, found, client)
         client.stop()
-        report(arguments, found, client)
 
 
 if __name__ == "__main__":
