@@ -17,7 +17,7 @@ from api.cli import broker, process_table
 from api.cli.options import data_dir_option, json_option
 from api.cli.output import print_json
 from jobs.settings import JobsSettings
-from storage import base_models
+from storage import base_models, workers
 from storage.database import Database
 from storage.errors import StorageError
 from storage.migrate import is_current
@@ -70,6 +70,7 @@ def examine(data_dir: Path) -> Iterator[Finding]:
         ("object store", lambda: _object_store(settings)),
         ("broker", lambda: _broker(jobs_settings)),
         ("base models", lambda: _base_models(settings)),
+        ("state of runs", lambda: _state_of_runs(settings)),
         ("service", lambda: _service(data_dir)),
         ("device", _device),
     ]
@@ -141,6 +142,24 @@ def _embedded_broker(settings: JobsSettings) -> Finding:
 def _redact_broker(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _state_of_runs(settings: StorageSettings) -> Finding:
+    database = Database(settings.resolved_database_url(), sqlite_synchronous=settings.sqlite_synchronous)
+    try:
+        if not is_current(database):
+            return Finding("state of runs", "ok", "there is none yet")
+        with database.read() as tx:
+            alarms = workers.count_alarms(tx)
+    finally:
+        database.close()
+    if alarms.damaged_snapshots or alarms.replay_mismatches:
+        seen = (
+            f"{alarms.damaged_snapshots} snapshots were damaged, {alarms.replay_mismatches} operations computed again"
+        )
+        advice = "the workers' logs name them (snapshot_damaged, replay_mismatch): check disk, memory and object store"
+        return Finding("state of runs", "note", f"{seen} gave another result; {advice}")
+    return Finding("state of runs", "ok", "every snapshot that was read was whole, every replay gave what is on record")
 
 
 def _base_models(settings: StorageSettings) -> Finding:

@@ -16,11 +16,12 @@ from api.cli.commands import COMMANDS, piecework
 from api.cli.cost import parse_since
 from api.cli.dead_worker import release
 from api.cli.errors import CliError
-from storage import accounts, leases, runs
+from storage import accounts, leases, runs, workers
 from storage.deaths import Cause, Freed
 from storage.migrate import migrate
 from storage.open import open_storage
 from storage.settings import StorageSettings
+from storage.workers import Work
 
 
 def run(data_dir: Path, *arguments: str, **environment: str) -> Result:
@@ -116,6 +117,38 @@ def test_status_shows_only_processes_that_still_run(tmp_path: Path) -> None:
 
     # then
     assert run_json(tmp_path, "status")["processes"] == [{"role": "supervisor", "pid": os.getpid()}]
+
+
+def test_status_and_doctor_tell_what_replays_have_shown(tmp_path: Path) -> None:
+    # given a worker that found nothing wrong
+    storage = open_storage(StorageSettings(data_dir=tmp_path))
+    database = storage.database
+    migrate(database)
+    with database.begin() as tx:
+        workers.register(tx, worker_id="w", host="h", pid=1, device="cpu", now=database.now(tx))
+        workers.add_work(tx, "w", Work(num_replayed=7), tail_p95_ns=1_500_000_000)
+    shown = run(tmp_path, "status").output
+    assert "worker w on cpu: replay tail p95 1.5 s, replayed 7" in shown
+    assert "ALARM" not in shown
+
+    # when it found a damaged snapshot, and a replay that gave another result
+    with database.begin() as tx:
+        workers.add_work(tx, "w", Work(num_damaged_snapshots=1, num_replay_mismatches=2), tail_p95_ns=0)
+
+    # then that is seen
+    told = run_json(tmp_path, "status")
+    assert told["alarms"] == {"replay_mismatches": 2, "damaged_snapshots": 1}
+    (worker,) = told["workers"]
+    assert (worker["num_replayed"], worker["num_replay_mismatches"]) == (7, 2)
+    shown = run(tmp_path, "status").output
+    assert "ALARM: 2 replayed operations differ" in shown
+    assert "ALARM: 1 snapshots were damaged" in shown
+    findings = {
+        finding["what"]: finding for finding in json.loads(run(tmp_path, "doctor", "--json").stdout)["findings"]
+    }
+    assert findings["state of runs"]["state"] == "note"
+    assert "1 snapshots were damaged, 2 operations computed again" in findings["state of runs"]["detail"]
+    storage.close()
 
 
 def test_everything_of_a_dead_worker_is_freed(tmp_path: Path) -> None:
