@@ -68,7 +68,11 @@ class EngineLoop(threading.Thread):
         self._draining = threading.Event()
         self._fetcher = OperationFetcher(storage)
         self._writeback = WriteBack(
-            storage, interval_s=settings.writeback_s, tail_max_s=settings.replay_tail_s, wake=self._wakeup.set
+            storage,
+            interval_s=settings.writeback_s,
+            idle_s=settings.warm_s,
+            tail_max_s=settings.replay_tail_s,
+            wake=self._wakeup.set,
         )
         self._replays: deque[Replay] = deque()
         self._work = Work()

@@ -31,17 +31,21 @@ RETRY_MOST_S = 10.0
 class WriteBack:
     """Takes copies of run states at an operation's boundary, and uploads them without making the engine wait."""
 
-    def __init__(self, storage: Storage, *, interval_s: float, tail_max_s: float, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, storage: Storage, *, interval_s: float, idle_s: float, tail_max_s: float, wake: Callable[[], None]
+    ) -> None:
         """Make it.
 
         Args:
             storage: where snapshots go.
             interval_s: least time from the beginning of one upload of a run to that of the next.
+            idle_s: a run that has been idle this long is written back whatever the interval, so that it can be parked.
             tail_max_s: device time of the tail beyond which a run waits for its upload.
             wake: called whenever an upload has ended.
         """
         self._storage = storage
         self._interval_s = interval_s
+        self._idle_s = idle_s
         self._tail_max_ns = round(tail_max_s * 1e9)
         self._wake = wake
         self._pool = ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="writeback")
@@ -91,7 +95,8 @@ class WriteBack:
     def _is_due(self, run: ActiveRun, now: float) -> bool:
         if not run.is_dirty or run.writing or run.void or run.state is None:
             return False
-        return now >= run.write_after or (run.held and not run.write_failures)
+        is_wanted = run.held or (run.is_idle and now >= run.used_at + self._idle_s)
+        return now >= run.write_after or (is_wanted and not run.write_failures)
 
     def _begin(self, run: ActiveRun, now: float) -> bool:
         """Copy and hand over to an upload; False if as many as there may be are under way."""

@@ -28,7 +28,7 @@ def woken() -> threading.Semaphore:
 
 @pytest.fixture
 def writeback(storage: Storage, woken: threading.Semaphore) -> Iterator[WriteBack]:
-    started = WriteBack(storage, interval_s=3600, tail_max_s=TAIL_MAX_S, wake=woken.release)
+    started = WriteBack(storage, interval_s=3600, idle_s=3600, tail_max_s=TAIL_MAX_S, wake=woken.release)
     yield started
     started.close()
 
@@ -136,6 +136,21 @@ def test_a_run_is_written_back_once_an_interval_unless_it_is_held(
     assert not writeback.holds(run)
 
 
+def test_a_run_that_has_been_idle_for_long_is_written_back_whatever_the_interval(
+    storage: Storage, writeback: WriteBack, run: ActiveRun, woken: threading.Semaphore
+) -> None:
+    # Given
+    run.write_after = float("inf")
+    writeback.offer([run])
+    assert not run.writing
+    # When
+    run.used_at -= 4000
+    writeback.offer([run])
+    assert _ended(woken)
+    # Then
+    assert _snapshots(storage, run) == [3]
+
+
 def test_a_run_at_its_bound_waits_for_its_upload_and_says_so_once(
     storage: Storage,
     writeback: WriteBack,
@@ -177,7 +192,7 @@ def test_of_many_runs_only_those_are_copied_whose_upload_begins_and_none_is_left
         put(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(storage.objects, "put", put_when_told)
-    writeback = WriteBack(storage, interval_s=0.0, tail_max_s=TAIL_MAX_S, wake=woken.release)
+    writeback = WriteBack(storage, interval_s=0.0, idle_s=0.0, tail_max_s=TAIL_MAX_S, wake=woken.release)
     # When
     writeback.offer(runs)
     copied = [run for run in runs if run.writing]
