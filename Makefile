@@ -11,6 +11,7 @@ ARGS       ?=
 KILLS      ?= 40
 SEED       ?= 1
 SETUP      ?= embedded
+EXAMPLES   ?= 500
 
 .DEFAULT_GOAL := help
 .PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-properties \
@@ -73,7 +74,8 @@ test-object-store: install ## run the object store's contract on any S3: URL=s3:
 test-cookbook: install ## run the unmodified tinker-cookbook's chat and arithmetic recipes against a service
 	@$(BIN)/python tests/cookbook/run.py $(ARGS)
 
-test-properties: install ## explore the takeover model further than `make test` does
+test-properties: install test-servers ## many histories of the journal, and the takeover model further than `make test`
+	@PIECEWORK_TESTS_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/properties $(ARGS)
 	@$(BIN)/python -m tests.model
 
 test-mutations: install ## take each guard away in a copy, and see its tests go red; ARGS="checksum lease" takes some
