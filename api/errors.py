@@ -110,8 +110,9 @@ async def _answer_bad_request(_request: Request, error: Exception) -> JSONRespon
     return _detail(400, str(error))
 
 
-async def _answer_backlog_full(_request: Request, error: Exception) -> JSONResponse:
+async def _answer_backlog_full(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, BacklogFullError)
+    log.info("submission_refused", path=request.url.path, reason=str(error))
     return _detail(429, str(error), **{"Retry-After": str(error.retry_after_s)})
 
 
