@@ -25,6 +25,7 @@ DISTURBED = {
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).with_name("disturbed")), os.environ.get("PYTHONPATH", "")])
 }
 """Loads `disturbed/sitecustomize.py` into a process."""
+POISON = str(Path(__file__).parents[1] / "setups" / "poison" / "sitecustomize.py")
 CONSUMER_TIMEOUT_S = 8
 """RabbitMQ's own default is half an hour; a task's slice is shorter than even this."""
 
@@ -41,7 +42,8 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, messages: Path) -> Iterator[Deployment]:
     """`piecework serve`, with short leases."""
     directory = tmp_path_factory.mktemp("embedded")
-    settings = {**SHORT_LEASES, **SMALL_ROWS, **DISTURBED, "DISTURBED_MESSAGES": str(messages)}
+    disturbed = {**DISTURBED, "DISTURBED_MESSAGES": str(messages), "DISTURBED_POISON": POISON}
+    settings = {**SHORT_LEASES, **SMALL_ROWS, **disturbed}
     deployed = Deployment(directory, tiny_model, settings=settings)
     yield deployed
     deployed.close()

@@ -3,11 +3,13 @@
 `DISTURBED_CLOCK_S`: seconds that the wall clock of the process is ahead.
 `DISTURBED_MESSAGES`: a file with the number of times that each message is sent. 0 loses all but those of the scheduler,
 which says again what stalls.
+`DISTURBED_POISON`: another such file, which makes some tokens poison to a worker.
 """
 
 from __future__ import annotations
 
 import datetime as datetime_module
+import importlib.util
 import os
 import sys
 import time
@@ -56,3 +58,8 @@ if "DISTURBED_CLOCK_S" in os.environ:
     _shift_clock(float(os.environ["DISTURBED_CLOCK_S"]))
 if "DISTURBED_MESSAGES" in os.environ and PARTS & set(sys.orig_argv):
     _multiply_messages(Path(os.environ["DISTURBED_MESSAGES"]))
+if "DISTURBED_POISON" in os.environ:
+    poison = importlib.util.spec_from_file_location("poison", os.environ["DISTURBED_POISON"])
+    assert poison is not None
+    assert poison.loader is not None
+    poison.loader.exec_module(importlib.util.module_from_spec(poison))
