@@ -13,6 +13,7 @@ _LEASES = "tests/contracts/test_leases.py"
 _JOURNAL = "tests/contracts/test_journal.py"
 _OBJECTS = "tests/contracts/test_objects_of_rows.py"
 _COMMIT = "tests/worker/test_commit.py"
+_DEATHS = "tests/contracts/test_deaths.py"
 _LOOP = "tests/worker/test_loop.py"
 _SWEEPER = "tests/jobs/test_sweeper.py"
 
@@ -299,4 +300,43 @@ REMINDERS = (
     ),
 )
 
-GUARDS = (*ACCEPTING, *ORDER, *FENCES, *BILLING, *RECOVERY, *REMINDERS)
+DEATHS = (
+    Guard(
+        "the bound on deaths",
+        "an operation that ends its worker would end one after the other for ever",
+        (Change("storage/suspects.py", "return blame > 0 and sum(", "return False and sum("),),
+        (f"{_DEATHS}::test_only_so_many_deaths_alone_condemn_an_operation",),
+    ),
+    Guard(
+        "the innocence of those in company",
+        "an operation would fail for deaths that its neighbours caused",
+        (Change("storage/suspects.py", "case((table.alone, _UNIT[cause]), else_=0)", "_UNIT[cause]"),),
+        (f"{_DEATHS}::test_deaths_in_company_condemn_nobody",),
+    ),
+    Guard(
+        "the write-down of a holder alone",
+        "a zombie would be held against operations that another worker executes",
+        (Change("storage/journal.py", "table.c.status.in_(OPEN), held)", "table.c.status.in_(OPEN))"),),
+        (f"{_DEATHS}::test_a_worker_that_lost_its_lease_does_not_write_itself_down",),
+    ),
+    Guard(
+        "the watchdog",
+        "a step that never ends would hold its worker and its runs for ever",
+        (
+            Change(
+                "worker/watchdog.py",
+                "left_s = self._deadline_s - self._engine.stuck_s",
+                "left_s = self._deadline_s",
+            ),
+        ),
+        ("tests/worker/test_watchdog.py::test_a_step_past_its_deadline_ends_the_worker_which_says_so",),
+    ),
+    Guard(
+        "the end of renewals of a worker that is stuck",
+        "a worker that hangs where no watchdog reaches would keep its runs",
+        (Change("worker/keeper.py", "if self._engine.stuck_s > self._settings.step_deadline_s:", "if False:"),),
+        ("tests/worker/test_keeper.py::test_a_step_past_its_deadline_ends_the_renewals",),
+    ),
+)
+
+GUARDS = (*ACCEPTING, *ORDER, *FENCES, *BILLING, *RECOVERY, *REMINDERS, *DEATHS)

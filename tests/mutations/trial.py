@@ -72,10 +72,10 @@ class Copy:
                 (self._directory / path).write_text(text, encoding="utf-8")
 
     def run(self, tests: Collection[str]) -> dict[str, str]:
-        """Run tests, and return what became of each; those on servers and processes are left out."""
+        """Run tests, and return what became of each; those on servers are left out."""
         written = self._directory.with_name("verdicts.json")
         written.unlink(missing_ok=True)
-        options = ["-q", "-m", "not servers and not processes", "-p", "no:cacheprovider", "-p", verdict.__name__]
+        options = ["-q", "-m", "not servers", "-p", "no:cacheprovider", "-p", verdict.__name__]
         environment = {
             **os.environ,
             verdict.VARIABLE: str(written),
