@@ -119,9 +119,12 @@ def release_worker(tx: Connection, worker_id: str) -> Sequence[str]:
 
     The epoch is raised too, so that a worker wrongly thought dead cannot commit any more.
     """
+    held = select(_run.c.id).where(_run.c.lease_worker == worker_id).order_by(_run.c.id)  # as `renew` locks them
+    if tx.dialect.name != "sqlite":
+        held = held.with_for_update()
     freed = (
         update(_run)
-        .where(_run.c.lease_worker == worker_id)
+        .where(_run.c.id.in_(tx.execute(held).scalars().all()))
         .values(lease_worker=None, lease_expires_at=None, lease_epoch=_run.c.lease_epoch + 1)
     )
     return list(tx.execute(freed.returning(_run.c.id)).scalars().all())
