@@ -6,6 +6,7 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import torch
@@ -136,7 +137,7 @@ def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worke
         workers.register(
             tx, worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), device=device_name, now=now
         )
-    watchdog = Watchdog(engine, settings, confess=lambda: let_go(storage.database, dispatcher, worker_id, Cause.FAULT))
+    watchdog = Watchdog(engine, settings, confess=partial(let_go, storage.database, dispatcher, worker_id))
     return Worker(
         worker_id, app, storage, engine, feeder, Keeper(engine, settings), watchdog, dispatcher, publisher, io
     )

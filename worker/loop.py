@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from storage import failpoints, journal, leases, runs, workers
-from storage.errors import DatabaseUnavailableError
+from storage.errors import DatabaseUnavailableError, StorageError
 from storage.failpoints import Point
 from storage.leases import Lease
 from storage.open import Storage
@@ -44,6 +44,7 @@ class EngineLoop(threading.Thread):
     Attributes:
         roster: the runs this worker holds.
         progress_at: monotonic time of the last sign of life, for the watchdog.
+        is_cut_off: the thread has ended because database or object store refused it.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class EngineLoop(threading.Thread):
         self._tails = RecentPercentile()
         self.roster = Roster(self._wakeup.set)
         self.progress_at = time.monotonic()
+        self.is_cut_off = False
         train.wake_after_io(self._wakeup.set)
         train.report_progress(self._note_progress)
         samples.wake_on_arrival(self._wakeup.set)
@@ -137,7 +139,8 @@ class EngineLoop(threading.Thread):
                     self._wakeup.wait(IDLE_WAIT_S)
                     self._wakeup.clear()
             self._hand_over()
-        except Exception:
+        except Exception as error:
+            self.is_cut_off = isinstance(error, StorageError)
             log.exception("engine_failed")
             raise
 

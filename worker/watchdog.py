@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from storage.deaths import UNSEEN_EXIT_STATUS
+from storage.deaths import UNSEEN_EXIT_STATUS, Cause
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger()
@@ -36,7 +36,13 @@ LAST_WORDS_S = 10.0
 
 
 class Engine(Protocol):
-    """What is looked at."""
+    """What is looked at.
+
+    Attributes:
+        is_cut_off: it has ended because storage refused it, whatever it was executing.
+    """
+
+    is_cut_off: bool
 
     @property
     def stuck_s(self) -> float:
@@ -56,11 +62,11 @@ class Engine(Protocol):
 class Watchdog(threading.Thread):
     """Looks after one engine."""
 
-    def __init__(self, engine: Engine, settings: WorkerSettings, *, confess: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, settings: WorkerSettings, *, confess: Callable[[Cause], None]) -> None:
         """Make it; `start` lets it look.
 
         Args:
-            confess: notes in the journal that this worker's own fault ends it.
+            confess: notes in the journal how this worker ends.
         """
         super().__init__(name="watchdog", daemon=True)
         self._engine = engine
@@ -98,7 +104,7 @@ class Watchdog(threading.Thread):
 
     def _try_to_confess(self, told: threading.Event) -> None:
         try:
-            self._confess()
+            self._confess(Cause.STOPPED if self._engine.is_cut_off else Cause.FAULT)
         except Exception:
             log.exception("death_not_noted")
             return

@@ -11,11 +11,11 @@ import tinker
 from tinker import types
 
 from tests.setups.deployment import MODEL, Deployment
-from tests.setups.poison.sitecustomize import CRASH, HANG, WANT_MEMORY
+from tests.setups.poison.sitecustomize import CRASH, HANG_THEN_CRASH, WANT_MEMORY
 from tests.setups.test_sdk import draw, grad_norm, make_datum
 
 POISON = Path(__file__).parent / "poison"
-DEADLINE_S = 5
+DEADLINE_S = 15
 """Far longer than an innocent step of the tiny model takes, also where others keep the processors busy."""
 
 
@@ -72,31 +72,27 @@ def poison(token: int) -> types.Datum:
     return types.Datum(model_input=types.ModelInput.from_ints(tokens), loss_fn_inputs=inputs)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    ("token", "words"),
-    [
-        (CRASH, r"ended its worker 3 times while it ran alone \(3 x it crashed"),
-        (HANG, r"ended its worker 3 times while it ran alone \(3 x it crashed, or passed the deadline of a step\)"),
-    ],
-    ids=["crash", "hang"],
-)
-def test_a_poisonous_pass_fails_alone(client: tinker.ServiceClient, token: int, words: str) -> None:
+def test_a_pass_that_hangs_and_crashes_fails_alone(client: tinker.ServiceClient, poisoned: Deployment) -> None:
     # given the losses of an undisturbed run
     undisturbed = results(innocent_steps(make_run(client, seed=11)))
 
     # when the same is trained beside a run that submits poison, with a step pipelined behind it
     innocent, victim = make_run(client, seed=11), make_run(client, seed=12)
-    passed, stepped = step(victim, make_datum(1), poison(token))
+    passed, stepped = step(victim, make_datum(1), poison(HANG_THEN_CRASH))
     steps = innocent_steps(innocent)
 
     # then the poison fails with words, the step behind it too, and both runs go on
-    with pytest.raises(tinker.RequestFailedError, match=words):
+    with pytest.raises(tinker.RequestFailedError, match="ended its worker 3 times while it ran alone"):
         passed.result()
     with pytest.raises(tinker.RequestFailedError, match="forward_backward with seq_id 1 failed"):
         stepped.result()
     assert results(steps) == undisturbed
     assert len(results(innocent_steps(victim))) == 4
+
+    # and the log says where the worker stood when it was ended
+    assert "in hang_then_crash" in poisoned.log()
 
 
 @pytest.mark.processes
@@ -115,6 +111,7 @@ def test_a_pass_that_wants_more_memory_than_there_is_fails_alone(client: tinker.
     assert results(steps) == undisturbed
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.processes
 def test_a_poisonous_sample_fails_alone(client: tinker.ServiceClient) -> None:
     # given what is drawn undisturbed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from jobs.operations import Body, Failure, ForwardBackwardOutcome, OptimStep, OptimStepOutcome
 from storage import deaths, journal, leases
 from storage.deaths import Cause
+from storage.errors import ObjectStoreRefusedError
 from storage.journal import Operation
 from storage.runs import Run
 from tests.worker.harness import Engine, Service
@@ -234,3 +236,35 @@ def test_kills_around_an_innocent_operation_fail_nothing(service: Service, cause
     # then it completes
     assert isinstance(service.outcome(operation), ForwardBackwardOutcome)
     engine.leave()
+
+
+def test_an_object_store_that_refuses_ends_the_engine_and_not_the_operation(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an object store that takes nothing more
+    (run,) = with_first_engine(service, 1)
+    operation = service.submit(run, 1, learn(1, length=400))
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    engine = Engine(service, "second")
+    with monkeypatch.context() as refusing:
+        refusing.setattr(service.storage.payloads, "put", refuse)
+
+        # when its engine ends
+        engine.take(run)
+        engine.start()
+        engine.loop.join(60)
+
+    # then it says that storage did it, and another worker completes what it was doing
+    assert engine.loop.is_cut_off
+    assert not engine.loop.is_alive()
+    with service.storage.database.begin() as tx:
+        deaths.note_death(tx, "second", Cause.STOPPED, now=service.storage.database.now(tx))
+    third = Engine(service, "third").start()
+    third.take(run)
+    assert isinstance(service.outcome(operation), ForwardBackwardOutcome)
+    third.leave()
+
+
+def refuse(*_: object) -> None:
+    """Wrong credentials."""
+    raise ObjectStoreRefusedError("the store", "wrong credentials")

@@ -21,6 +21,7 @@ sys.stderr = io.StringIO()  # has no file descriptor, as what some libraries put
 
 class Engine:
     is_draining = False
+    is_cut_off = {cut_off}
     begun_at = time.monotonic()
 
     @property
@@ -44,10 +45,10 @@ def progress():
     dog.stop()
     sys.exit(0)
 
-def confess():
-    print("confessed", flush=True)
+def confess(cause):
+    print("confessed", cause, flush=True)
 
-def cannot_confess():
+def cannot_confess(cause):
     time.sleep(60)
 
 alive = {alive}
@@ -58,23 +59,31 @@ dog.start()
 """
 
 
-def run(engine: str, *, confess: str = "confess", alive: bool = True) -> subprocess.CompletedProcess[str]:
+def run(
+    engine: str, *, confess: str = "confess", alive: bool = True, cut_off: bool = False
+) -> subprocess.CompletedProcess[str]:
     """A process with a watchdog that looks at an engine."""
     script = textwrap.dedent(ENGINE).replace("{engine}", engine).replace("{confess}", confess)
-    script = script.replace("{alive}", str(alive))
+    script = script.replace("{alive}", str(alive)).replace("{cut_off}", str(cut_off))
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.processes
 def test_a_step_past_its_deadline_ends_the_worker_which_says_so() -> None:
     ended = run("hang")
-    assert (ended.returncode, "confessed" in ended.stdout) == (STUCK_EXIT_STATUS, True), ended.stderr
+    assert (ended.returncode, "confessed fault" in ended.stdout) == (STUCK_EXIT_STATUS, True), ended.stderr
 
 
 @pytest.mark.processes
 def test_a_dead_engine_ends_the_worker_too() -> None:
     ended = run("hang", alive=False)
-    assert (ended.returncode, "confessed" in ended.stdout) == (STUCK_EXIT_STATUS, True), ended.stderr
+    assert (ended.returncode, "confessed fault" in ended.stdout) == (STUCK_EXIT_STATUS, True), ended.stderr
+
+
+@pytest.mark.processes
+def test_an_engine_that_storage_refused_is_held_against_nobody() -> None:
+    ended = run("hang", alive=False, cut_off=True)
+    assert (ended.returncode, "confessed stopped" in ended.stdout) == (STUCK_EXIT_STATUS, True), ended.stderr
 
 
 @pytest.mark.processes

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-CRASH, HANG, WANT_MEMORY = 0, 1, 2
+CRASH, HANG_THEN_CRASH, WANT_MEMORY = 0, 1, 2
 """Special tokens, which random data do not have."""
 SPARE_BYTES = 1 << 28
 
@@ -22,8 +24,12 @@ def crash() -> None:
     ctypes.string_at(0)
 
 
-def hang() -> None:
-    """Wait for ever in native code that keeps the interpreter's lock: no other thread runs any more."""
+def hang_then_crash() -> None:
+    """At first wait for ever in native code that keeps the interpreter's lock, so that no thread runs; later crash."""
+    has_hung = Path(os.environ["PIECEWORK_DATA_DIR"], "has-hung")
+    if has_hung.exists():
+        crash()
+    has_hung.touch()
     while True:
         ctypes.PyDLL(None).pause()
 
@@ -40,7 +46,7 @@ def want_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-EFFECTS: dict[int, Callable[[], None]] = {CRASH: crash, HANG: hang, WANT_MEMORY: want_memory}
+EFFECTS: dict[int, Callable[[], None]] = {CRASH: crash, HANG_THEN_CRASH: hang_then_crash, WANT_MEMORY: want_memory}
 
 
 def take_effect(tokens: Sequence[int]) -> None:
