@@ -16,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs import sweeper
+from jobs.announcer import Announcer
 from jobs.app import make_app
 from jobs.dispatch import Dispatcher
 from jobs.reminders import Reminders
@@ -62,6 +63,7 @@ def lead(storage: Storage, settings: JobsSettings, stopping: threading.Event) ->
 def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Event, leads: threading.Event) -> None:
     app = make_app(settings)
     dispatcher = Dispatcher(app, storage.database, message_expires_s=settings.message_expires_s)
+    announcer = Announcer(dispatcher)  # a broker that does not answer keeps no gap open and no claim held
     publisher = OutcomePublisher(settings.resolved_broker_url())
     reminders = Reminders(first_s=settings.sweep_s, longest_s=settings.message_expires_s)
     scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
@@ -69,7 +71,7 @@ def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Even
         sweeper.sweep,
         "interval",
         seconds=settings.sweep_s,
-        args=[storage.database, dispatcher, publisher, settings, reminders],
+        args=[storage.database, announcer, publisher, settings, reminders],
         id="sweep",
     )
     scheduler.add_job(dispatcher.announce_sweep, "interval", seconds=settings.object_sweep_s, id="sweep_objects")
@@ -77,6 +79,7 @@ def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Even
     while not stopping.wait(LEADER_RETRY_S) and leads.is_set():
         pass
     scheduler.shutdown(wait=True)
+    announcer.close()
     publisher.close()
     app.close()
 

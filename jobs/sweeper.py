@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import structlog
 
-from jobs.dispatch import Dispatcher
+from jobs.announcer import Announcer
 from jobs.reminders import Reminders, Waiting
 from jobs.results import OutcomePublisher
 from jobs.settings import JobsSettings
@@ -36,7 +36,7 @@ class Swept:
 
 def sweep(
     database: Database,
-    dispatcher: Dispatcher,
+    announcer: Announcer,
     publisher: OutcomePublisher,
     settings: JobsSettings,
     reminders: Reminders,
@@ -60,10 +60,10 @@ def sweep(
     due = reminders.due(waiting, now=now, limit=PAGE)
     failpoints.reach(Point.STALLED_FOUND)
     if SAMPLES in due or released:
-        dispatcher.announce_samples()
+        announcer.announce_samples()
     runs = [name for name in due if name != SAMPLES]
     for run_id in {*runs, *(run_id for run_id, _ in closed)}:
-        dispatcher.announce_run(run_id)
+        announcer.announce_run(run_id)
     failpoints.reach(Point.STALLED_ANNOUNCED)
     if runs or released or closed:
         log.info("swept", runs=len(runs), claims=released, gaps=len(closed))
