@@ -39,6 +39,9 @@ def make_app(settings: JobsSettings | None = None) -> Celery:
         task_serializer="json",
         task_store_errors_even_if_ignored=False,
         worker_prefetch_multiplier=1,
+        # After a reconnection Celery would raise the prefetch count from the pool's threads, while the main one reads
+        # the same connection: frames are torn, or both wait for ever and the worker takes nothing any more.
+        worker_enable_prefetch_count_reduction=False,
         worker_detect_quorum_queues=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,  # a traceback is written as it is, and to a real file

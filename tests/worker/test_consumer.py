@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from kombu import Connection
+from kombu.common import QoS
 
+from jobs.app import make_app
+from jobs.settings import JobsSettings
 from worker.consumer import PromptConsumer
 
 WAITED_MAX_S = 2.0
@@ -46,3 +50,20 @@ def test_a_broker_that_was_away_for_long_is_asked_again_every_two_seconds(monkey
     gaps = [later - earlier for earlier, later in itertools.pairwise(tried_at_s)]
     assert len(gaps) > 10
     assert max(gaps) <= WAITED_MAX_S + ROUNDING_S
+
+
+def test_no_thread_of_the_pool_touches_the_connection_after_it_was_made_anew() -> None:
+    # given a consumer that came back to its broker with fewer messages at a time than it may have
+    touched: list[dict[str, int]] = []
+    consumer = PromptConsumer.__new__(PromptConsumer)
+    consumer.app = make_app(JobsSettings(broker_url="amqp://guest:guest@127.0.0.1:1//"))
+    consumer.prefetch_multiplier, consumer.initial_prefetch_count = 1, 1
+    consumer.pool = SimpleNamespace(num_processes=16)
+    consumer._maximum_prefetch_restored = False
+    consumer.qos = QoS(lambda **asked: touched.append(asked), 1)
+
+    # when a task ends, in its own thread
+    consumer._restore_prefetch_count_after_connection_restart(None)
+
+    # then nothing is asked of the broker, whose answer the main thread might read
+    assert touched == []
