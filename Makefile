@@ -15,8 +15,8 @@ EXAMPLES   ?= 500
 
 .DEFAULT_GOAL := help
 .PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-properties \
-	test-mutations chaos check lint types imports format proto clean bench-durability bench-recovery \
-	bench-state-io
+	test-mutations chaos check lint types imports format proto clean bench-deterministic \
+	bench-durability bench-recovery bench-state-io
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ chaos: install test-servers ## kill, stop and cut off a real service while it tr
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED) --setup $(SETUP) $(ARGS)
 
 # --------------------------------------------------------------------------------------------------------- benchmarks
+
+bench-deterministic: install ## price of the deterministic setting, and a cached prompt against a cold one; ARGS="--size small"
+	@$(BIN)/python -m benchmarks.deterministic $(ARGS)
 
 bench-durability: install ## price of journal and write-back: training against the same passes in memory; ARGS="--size small"
 	@$(BIN)/python -m benchmarks.durability $(ARGS)
