@@ -66,7 +66,8 @@ def every_completed_operation_has_one_usage_record(storage: Storage) -> Sequence
 
 def billed_tokens_are_those_of_the_undisturbed(storage: Storage) -> Sequence[str]:
     """Each round of a script was billed the operations and tokens of its undisturbed round, kind by kind."""
-    prompts = usage.c.tokens_prefilled + usage.c.tokens_cached  # what is found in a cache depends on who was there before
+    # how much of a prompt is found in a cache depends on who was there before
+    prompts = usage.c.tokens_prefilled + usage.c.tokens_cached
     tokens = (usage.c.tokens_trained, prompts.label("tokens_prefilled"), usage.c.tokens_sampled)
     query = select(tables.session.c.user_metadata, usage.c.kind, *tokens)
     query = query.join_from(usage, tables.session, usage.c.session_id == tables.session.c.id)

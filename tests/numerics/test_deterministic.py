@@ -29,9 +29,9 @@ ODD = {
 BODIES = (make_operation((5, 1, 33), seed=1), make_operation((2,), loss_fn="ppo", seed=2), make_operation((17, 40)))
 
 
-def make_odd(name: str, *, deterministic: bool = True) -> BaseModel:
+def make_odd(name: str, **changes: int) -> BaseModel:
     architecture, sizes = ODD[name]
-    return BaseModel(make_model(architecture, **sizes), name=name, deterministic=deterministic)
+    return make_base_model(architecture, **sizes, **changes)
 
 
 @pytest.mark.parametrize("rank", [1, 5])
