@@ -64,6 +64,7 @@ class ServerProcess:
 
     def start_again(self) -> None:
         """Start the program once more, after `kill`."""
+        self.stop()  # closes the pipe to the warden, which is gone
         self._warden = self._launch()
 
     def kill(self) -> None:
