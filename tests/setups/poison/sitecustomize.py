@@ -68,9 +68,9 @@ def poison_worker() -> None:
                 take_effect(datum.tokens)
         return train(self, requests, **arguments)
 
-    def poisoned_submit(self: Sampler, request_id: str, body: Any, adapter: Any) -> None:
+    def poisoned_submit(self: Sampler, request_id: str, body: Any, *others: Any, **named: Any) -> None:
         prompts.append(body.prompt)
-        submit(self, request_id, body, adapter)
+        submit(self, request_id, body, *others, **named)
 
     def poisoned_step(self: Sampler) -> Any:
         for prompt in prompts:
