@@ -152,3 +152,18 @@ def test_equal_prompts_that_arrive_together_are_computed_once() -> None:
     # then the first computes what is common, the others their rest, and each gets what it gets alone
     assert sorted(done.tokens_prefilled for done in finished.values()) == [7] * 15 + [len(PROMPT)]
     assert_identical(outcome_of(finished["7"]), sample_one(base_model, bodies["7"][0]))
+
+
+def test_a_sequence_preempted_while_drawing_goes_on_with_the_same_bits() -> None:
+    # given two sequences that grow to three blocks each, in a cache of four
+    base_model = make("qwen3")
+    body = make_sample(make_prompt(BLOCK_TOKENS - 1), max_tokens=40)
+    sampler = make_sampler(base_model, kv_tokens_max=4 * BLOCK_TOKENS)
+    submit_all(sampler, {"older": (body, None), "younger": (body, None)}, scope="mine")
+    # when the younger one has to give way
+    finished, steps = run_steps(sampler)
+    # then both get what they get alone, though one of them had to draw twice
+    alone = sample_one(base_model, body)
+    for name in ("older", "younger"):
+        assert_identical(outcome_of(finished[name]), alone)
+    assert sum(step.overhead > 0 for step in steps) > 20
