@@ -5,8 +5,10 @@ However long it takes to fetch a run's state, or a base model, a task waits no l
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime
 
 import structlog
@@ -48,6 +50,7 @@ class RunIntake:
         self._room = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.Lock()
         self._attended: dict[str, int] = {}
+        self._taking: set[str] = set()
 
     def advance(self, run_id: str, *, expires_at: datetime) -> None:
         """See to it that a run's operations are executed; returns when they are, or when the slice is over.
@@ -74,39 +77,59 @@ class RunIntake:
         if not self._engine.roster.notify(run_id):
             if self._is_expired(expires_at):
                 return True
-            if not self._room.acquire(timeout=self._settings.slice_s):
-                return False
-            taken = False
-            try:
-                taken = self._take_over(run_id)
-            finally:
-                if not taken:
-                    self._room.release()
-            if not taken:
-                return True
+            with self._alone(run_id) as alone:
+                if not alone:
+                    return True  # whoever takes it over reads its operations afterwards
+                if not self._engine.roster.notify(run_id):
+                    if not self._room.acquire(timeout=self._settings.slice_s):
+                        return False
+                    if not self._take_over(run_id):
+                        return True
         return self._engine.wait_idle(run_id, timeout_s=slice_ends_at - time.monotonic())
+
+    @contextlib.contextmanager
+    def _alone(self, run_id: str) -> Iterator[bool]:
+        """Whether no other task is about to take this run over: of many messages at once one is enough."""
+        with self._lock:
+            alone = run_id not in self._taking
+            self._taking.add(run_id)
+        try:
+            yield alone
+        finally:
+            if alone:
+                with self._lock:
+                    self._taking.discard(run_id)
 
     def _is_expired(self, expires_at: datetime) -> bool:
         with self._storage.database.read() as tx:
             return self._storage.database.now(tx) > expires_at
 
     def _take_over(self, run_id: str) -> bool:
-        """Take a run's lease and begin to fetch it; False if it is not to be had."""
-        if self._engine.roster.pauses(run_id):
-            return False  # the sweeper announces it again
+        """Take a run's lease and begin to fetch it, in room that has been made; False if it is not to be had."""
+        taken = None
         try:
-            run, lease = takeover.acquire(
-                self._storage, run_id, worker_id=self._worker_id, lease_s=self._settings.lease_s
-            )
-        except RowNotFoundError:
+            taken = self._acquire(run_id)
+        finally:
+            if taken is None:
+                self._room.release()
+        if taken is None:
             return False
-        except LeaseLostError as error:
-            log.info("run_is_elsewhere", run=run_id, holder=error.holder)
-            self._dispatcher.announce_run(run_id)
-            return False
+        run, lease = taken
         self._engine.roster.expect(run, lease)
         threading.Thread(target=self._bring, args=(run, lease), name="fetch", daemon=True).start()
         return True
+
+    def _acquire(self, run_id: str) -> tuple[Run, Lease] | None:
+        if self._engine.roster.pauses(run_id):
+            return None  # the sweeper announces it again
+        try:
+            return takeover.acquire(self._storage, run_id, worker_id=self._worker_id, lease_s=self._settings.lease_s)
+        except RowNotFoundError:
+            return None
+        except LeaseLostError as error:
+            log.info("run_is_elsewhere", run=run_id, holder=error.holder)
+            self._dispatcher.announce_run(run_id)
+            return None
 
     def _bring(self, run: Run, lease: Lease) -> None:
         """Fetch a run for the engine; one that cannot be fetched is given up, and announced again by the sweeper."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,7 @@ class FetchAtWill:
         assert self.may_end.wait(PATIENCE_S)
         if self.error is not None:
             raise self.error
-        return SimpleNamespace(run=run, lease=lease)
+        return SimpleNamespace(run=run, lease=lease, tail=())
 
 
 class Announcements:
@@ -110,6 +111,21 @@ def test_a_task_hands_its_run_back_while_the_state_is_still_being_fetched(servic
     fetch.may_end.set()
     arrived = _until(intake.roster.take_arrived)
     assert [takeover.run.id for takeover in arrived] == [run]
+
+
+def test_many_messages_at_once_take_a_run_over_once(service: Service, fetch: FetchAtWill) -> None:
+    # given a run that was announced often while no worker was there
+    intake = Intake(service, concurrency=16)
+    run = intake.make_run()
+
+    # when a worker gets all the messages at once
+    with ThreadPoolExecutor(8) as tasks:
+        list(tasks.map(lambda _: intake.advance(run), range(8)))
+
+    # then it takes the run once
+    assert fetch.begun == [run]
+    assert [lease.epoch for lease in intake.roster.leases()] == [1]
+    fetch.may_end.set()
 
 
 def test_no_more_runs_are_fetched_at_once_than_there_are_tasks(service: Service, fetch: FetchAtWill) -> None:
