@@ -377,7 +377,11 @@ class JournalMachine(RuleBasedStateMachine):
     def sweep_objects(self) -> None:
         """The sweeper of outcomes and objects."""
         sweeper.sweep(
-            self.database, self.storage.objects, result_retention_s=RETENTION_S, sampling_session_idle_s=FOR_EVER_S
+            self.database,
+            self.storage.objects,
+            result_retention_s=RETENTION_S,
+            sampling_session_idle_s=FOR_EVER_S,
+            pass_s=FOR_EVER_S,
         )
 
     # ------------------------------------------------------------------------------------------------------ what holds

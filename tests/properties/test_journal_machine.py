@@ -9,9 +9,9 @@ import structlog
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from storage import retry
 from tests.properties.conftest import Fresh
 from tests.properties.machine import JournalMachine
-from worker import commit
 
 EXAMPLES = int(os.environ.get("PIECEWORK_TESTS_EXAMPLES", "0"))
 """Histories to try, other ones each time; 0 tries a few, always the same."""
@@ -22,8 +22,7 @@ STEPS = 40
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Trying again does not wait, and nobody reads the log."""
-    monkeypatch.setattr(commit, "RETRY_FIRST_S", 0.0)
-    monkeypatch.setattr(commit, "RETRY_MOST_S", 0.0)
+    monkeypatch.setattr(retry, "RETRY_FIRST_S", 0.0)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
     structlog.reset_defaults()
