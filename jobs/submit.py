@@ -164,7 +164,7 @@ class Submitter:
     def _accept(
         self, owner: Run | SamplingSession, seq: int, kind: Kind, body: Body | Failure, write: Write
     ) -> tuple[str, bool]:
-        """Take an operation if there is room; what has an outcome from the start needs none."""
+        """Take an operation if there is room; what has an outcome from the start, or is waited for, needs none."""
         if isinstance(body, Failure):
             return self._store_and_write(None, owner.id, seq, write)
         encoded = operations.encode(body)
@@ -173,15 +173,22 @@ class Submitter:
                 return self._store_and_write(encoded, owner.id, seq, write)
         except BacklogFullError:
             known = self._find_request_id(owner, seq)
-            if known is None:
+            if known is not None:
+                return known, False
+            if not self._is_waited_for(owner, seq):
                 raise
-            return known, False
+            return self._store_and_write(encoded, owner.id, seq, write)
 
     def _find_request_id(self, owner: Run | SamplingSession, seq: int) -> str | None:
         of_run = isinstance(owner, Run)
         request_id = ids.training_request_id(owner.id, seq) if of_run else ids.sample_request_id(owner.id, seq)
         with self._storage.database.read() as tx:
             return request_id if journal.find_operation(tx, request_id) else None
+
+    def _is_waited_for(self, owner: Run | SamplingSession, seq: int) -> bool:
+        """Whether operations that were accepted before cannot run without this one: refused, it would block them."""
+        with self._storage.database.read() as tx:
+            return isinstance(owner, Run) and journal.is_overtaken(tx, owner.id, seq)
 
     def _store_and_write(self, encoded: bytes | None, owner_id: str, seq: int, write: Write) -> tuple[str, bool]:
         """Store the payload, then write the row that names it; again if the upload was swept away in between."""

@@ -289,6 +289,12 @@ def next_in_order(tx: Connection, run_id: str, *, after_seq: int, limit: int) ->
     return [op for place, op in enumerate(following, start=after_seq + 1) if op.seq == place]
 
 
+def is_overtaken(tx: Connection, run_id: str, seq: int) -> bool:
+    """Whether a later operation of the run has been accepted."""
+    table = tables.operation.c
+    return tx.execute(select(table.id).where(table.run_id == run_id, table.seq > seq).limit(1)).first() is not None
+
+
 def finished_among(tx: Connection, request_ids: Iterable[str]) -> Sequence[str]:
     """Those of these request ids whose operation has an outcome."""
     table = tables.operation.c

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jobs import operations
-from jobs.backlog import Backlog
+from jobs.backlog import Backlog, BacklogFullError
 from jobs.operations import Failure, Kind
 from jobs.settings import JobsSettings
 from jobs.submit import Submitter
@@ -237,3 +237,19 @@ def test_accounts_are_kept_apart(submitter: Submitter, database: Database, sessi
     # Then
     assert mine.request_id != theirs.request_id
     assert _read(database, theirs.request_id).account_id == other.account_id
+
+
+def test_where_all_room_is_taken_a_missing_operation_that_others_wait_for_is_accepted(
+    storage: Storage, announced: Announcements, run: Run
+) -> None:
+    # Given: operations 2 and 3 have come before operation 1, and then there was no more room
+    full = Backlog.of(storage.database, JobsSettings(queued_max_per_account=3, queued_training_factor=1.0))
+    submitter = Submitter(storage, announced, full)  # type: ignore[arg-type]
+    for seq in (2, 3):
+        submitter.training(run, seq, make_optim_step(), kind=Kind.OPTIM_STEP)
+    # When
+    late = submitter.training(run, 1, make_optim_step(), kind=Kind.OPTIM_STEP)
+    # Then
+    assert _read(storage.database, late.request_id).seq == 1
+    with pytest.raises(BacklogFullError):
+        submitter.training(run, 4, make_optim_step(), kind=Kind.OPTIM_STEP)
