@@ -1,7 +1,7 @@
 """What is wrong at the moment: database, object store and broker, each asked in a thread of its own.
 
-A service that hangs makes nobody wait: after `ANSWER_S` it counts as slow. What went wrong in answering requests is
-remembered for a while too, since a full disk still answers who only reads.
+A service that hangs makes nobody wait: after `ANSWER_S`, or `STORE_ANSWER_S` for the object store, it counts as slow.
+What went wrong in answering requests is remembered for a while too, since a full disk still answers who only reads.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ log = structlog.get_logger()
 OK = "ok"
 FRESH_S = 2.0
 ANSWER_S = 2.0
+STORE_ANSWER_S = 0.5
+"""Less than a supervisor waits for an answer: without the store rows are accepted all the same."""
 REMEMBERED_S = 15.0
 LOOK_S = 0.01
 FULL = ("is full", "no space left", "disk full", "quota", "insufficient")
@@ -72,9 +74,10 @@ class Health:
         probes = {"database": self._database, "object_store": self._object_store}
         for probe in probes.values():
             probe.begin()
-        deadline = time.monotonic() + ANSWER_S
-        while any(probe.is_asking for probe in probes.values()) and time.monotonic() < deadline:
-            await asyncio.sleep(LOOK_S)
+        begun = time.monotonic()
+        for probe, patience_s in ((self._object_store, STORE_ANSWER_S), (self._database, ANSWER_S)):
+            while probe.is_asking and time.monotonic() < begun + patience_s:
+                await asyncio.sleep(LOOK_S)
         asked = {what: probe.state for what, probe in probes.items()}
         states = {what: self._remembered(what) or state for what, state in asked.items()}
         return Report(asked["database"] == OK, {**states, "broker": self._broker_trouble() or OK})

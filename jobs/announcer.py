@@ -7,6 +7,7 @@ process is announced by the sweeper, since messages are hints and the journal is
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -69,9 +70,14 @@ class Announcer:
                 del self._waiting[next(iter(self._waiting))]
             self._waiting[name] = None
             if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
-                self._thread.start()
+                self._start()
             self._changed.notify()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="announcer", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no more threads now: the next announcement tries again
+            thread.start()
+            self._thread = thread
 
     def _run(self) -> None:
         while (name := self._next()) is not None:
@@ -102,6 +108,9 @@ class Announcer:
             return self._dispatcher.announce_run(name)
         except StorageError as error:  # whose lease it is cannot be looked up
             log.warning("announcement_failed", name=name, error=str(error))
+            return False
+        except Exception:  # without this thread nothing is announced any more
+            log.exception("announcement_failed", name=name)
             return False
         finally:
             self._begun_at = None

@@ -5,7 +5,8 @@ it is about to accept too. So a submission costs a look into memory, and never w
 making.
 
 Beyond the limits samples are refused; training operations only beyond `queued_training_factor` times the limits, so
-that samples alone never keep a run from training. Whoever is below a limit may submit one more, whatever its size.
+that samples alone never keep a run from training; one that operations accepted before wait for only beyond twice that,
+since refused it would keep them from running. Whoever is below a limit may submit one more, whatever its size.
 
 What always holds: one process alone never goes further over a limit than by that one payload. Several api processes do
 not see what the others accept until they count again: at worst each fills the room that it saw, so with P of them up to
@@ -30,6 +31,8 @@ COUNT_EVERY_S = 1.0
 COUNT_SHARE_MAX = 0.05
 """So much of the time may be spent counting: a count that takes long is made less often."""
 NOTHING = Amount(0, 0)
+THIS_ACCOUNT, THE_SERVICE = "this account", "the service"
+WAITED_FOR_FACTOR = 2.0
 RETRY_AFTER_SAMPLE_S = 1
 RETRY_AFTER_TRAINING_S = 5
 RETRY_AFTER_CREATION_S = 30
@@ -47,6 +50,8 @@ class BacklogFullError(Exception):
         super().__init__(
             f"{whose} has {waiting} {unit} waiting for execution, and the limit is {limit}; "
             f"wait for some to be done, and try again in {retry_after_s} s"
+            if whose == THIS_ACCOUNT
+            else f"{whose} has too many {unit} waiting for execution; try again in {retry_after_s} s"
         )
         self.retry_after_s = retry_after_s
 
@@ -104,8 +109,11 @@ class Backlog:
         return cls(count, settings)
 
     @contextlib.contextmanager
-    def place(self, account_id: str, kind: Kind, payload_bytes: int) -> Iterator[None]:
+    def place(self, account_id: str, kind: Kind, payload_bytes: int, *, waited_for: bool = False) -> Iterator[None]:
         """Hold a place for an operation while it is written down, in the block.
+
+        Args:
+            waited_for: whether operations that were accepted before cannot run without it.
 
         Raises:
             BacklogFullError: too much waits.
@@ -113,7 +121,7 @@ class Backlog:
         self._count_if_due()
         amount = Amount(1, payload_bytes)
         with self._lock:
-            self._check(account_id, kind)
+            self._check(account_id, kind, waited_for=waited_for)
             self._under_way.add(account_id, amount)
         accepted = False
         try:
@@ -125,17 +133,18 @@ class Backlog:
                 if accepted:
                     self._since.add(account_id, amount)
 
-    def _check(self, account_id: str, kind: Kind) -> None:
+    def _check(self, account_id: str, kind: Kind, *, waited_for: bool) -> None:
         settings = self._settings
         factor = 1.0 if kind is Kind.SAMPLE else settings.queued_training_factor
+        factor *= WAITED_FOR_FACTOR if waited_for else 1.0
         tallies = [self._counted or Tally(), self._before, self._since, self._under_way]
         mine = sum((tally.of(account_id) for tally in tallies), NOTHING)
         everyone = sum((tally.total for tally in tallies), NOTHING)
         limits: tuple[tuple[str, int, int, Literal["operations", "bytes"]], ...] = (
-            ("this account", mine.operations, settings.queued_max_per_account, "operations"),
-            ("this account", mine.payload_bytes, settings.queued_bytes_max_per_account, "bytes"),
-            ("the service", everyone.operations, settings.queued_max, "operations"),
-            ("the service", everyone.payload_bytes, settings.queued_bytes_max, "bytes"),
+            (THIS_ACCOUNT, mine.operations, settings.queued_max_per_account, "operations"),
+            (THIS_ACCOUNT, mine.payload_bytes, settings.queued_bytes_max_per_account, "bytes"),
+            (THE_SERVICE, everyone.operations, settings.queued_max, "operations"),
+            (THE_SERVICE, everyone.payload_bytes, settings.queued_bytes_max, "bytes"),
         )
         for whose, waiting, limit, unit in limits:
             bound = int(limit * factor)

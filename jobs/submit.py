@@ -164,7 +164,7 @@ class Submitter:
     def _accept(
         self, owner: Run | SamplingSession, seq: int, kind: Kind, body: Body | Failure, write: Write
     ) -> tuple[str, bool]:
-        """Take an operation if there is room; what has an outcome from the start, or is waited for, needs none."""
+        """Take an operation if there is room; what has an outcome needs none, what is waited for less."""
         if isinstance(body, Failure):
             return self._store_and_write(None, owner.id, seq, write)
         encoded = operations.encode(body)
@@ -177,6 +177,7 @@ class Submitter:
                 return known, False
             if not self._is_waited_for(owner, seq):
                 raise
+        with self._backlog.place(owner.account_id, kind, len(encoded), waited_for=True):
             return self._store_and_write(encoded, owner.id, seq, write)
 
     def _find_request_id(self, owner: Run | SamplingSession, seq: int) -> str | None:

@@ -290,9 +290,10 @@ def next_in_order(tx: Connection, run_id: str, *, after_seq: int, limit: int) ->
 
 
 def is_overtaken(tx: Connection, run_id: str, seq: int) -> bool:
-    """Whether a later operation of the run has been accepted."""
+    """Whether a later operation of the run waits for execution."""
     table = tables.operation.c
-    return tx.execute(select(table.id).where(table.run_id == run_id, table.seq > seq).limit(1)).first() is not None
+    waits = select(table.id).where(table.run_id == run_id, table.seq > seq, table.status.in_(OPEN))
+    return tx.execute(waits.limit(1)).first() is not None
 
 
 def finished_among(tx: Connection, request_ids: Iterable[str]) -> Sequence[str]:

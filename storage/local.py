@@ -121,8 +121,10 @@ class LocalObjectStore:
         """See `ObjectStore.check`."""
         key = f"checks/{secrets.token_hex(8)}"
         self.put(key, b"piecework")
-        self.get(key)
-        self.delete([key])
+        try:
+            self.get(key)
+        finally:
+            self.delete([key])
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -145,7 +145,8 @@ class S3ObjectStore:
             self.get(key)
         except ObjectNotFoundError as error:
             raise ObjectStoreRefusedError(str(self._location), "what was just written cannot be read") from error
-        self.delete([key])
+        finally:
+            self.delete([key])
 
     def close(self) -> None:
         """See `ObjectStore.close`."""

@@ -20,6 +20,7 @@ from storage import deaths, ids, workers
 from storage.database import Database
 from storage.deaths import Cause
 from storage.open import Storage, open_storage
+from storage.retry import retrying
 from worker import tasks
 from worker.commit import Committer
 from worker.engine.timing import DeviceClock
@@ -131,16 +132,20 @@ def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worke
         settings=jobs_settings,
         slice_s=settings.slice_s,
     )
-    with storage.database.begin() as tx:
-        now = storage.database.now(tx)
-        deaths.note_death(tx, worker_id, Cause.UNKNOWN, now=now)  # one of this name may have died unseen
-        workers.register(
-            tx, worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), device=device_name, now=now
-        )
+    retrying(partial(_register, storage.database, worker_id, device_name))
     watchdog = Watchdog(engine, settings, confess=partial(let_go, storage.database, dispatcher, worker_id))
     return Worker(
         worker_id, app, storage, engine, feeder, Keeper(engine, settings), watchdog, dispatcher, publisher, io
     )
+
+
+def _register(database: Database, worker_id: str, device_name: str) -> None:
+    with database.begin() as tx:
+        now = database.now(tx)
+        deaths.note_death(tx, worker_id, Cause.UNKNOWN, now=now)  # one of this name may have died unseen
+        workers.register(
+            tx, worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), device=device_name, now=now
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import deque
 from collections.abc import Callable
@@ -30,9 +31,12 @@ class ChildLog:
         """Append, and report the error lines in it."""
         if not data:
             return
-        self._file.write(data)
-        if self._file.tell() >= self._bytes_max:
-            self._rotate()
+        with contextlib.suppress(OSError, ValueError):  # a full disk ends no service; what is said now is lost
+            if self._file.closed:
+                self._file = self.path.open("ab", buffering=0)
+            self._file.write(data)
+            if self._file.tell() >= self._bytes_max:
+                self._rotate()
         *lines, self._partial = (self._partial + data).split(b"\n")
         self._partial = self._partial[-LINE_BYTES_MAX:]
         for line in lines:

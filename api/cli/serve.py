@@ -125,11 +125,13 @@ def _logs(data_dir: Path) -> Path:
 
 
 def _write_table(data_dir: Path, url: str, running: Running) -> None:
-    if running:
-        entries = [process_table.entry(role, pid) for role, pid in running]
-        process_table.write(data_dir, url, [one for one in entries if one is not None])
-    else:
-        process_table.remove(data_dir)
+    """Where the disk is full, the table of before stays."""
+    with contextlib.suppress(OSError):
+        if running:
+            entries = [process_table.entry(role, pid) for role, pid in running]
+            process_table.write(data_dir, url, [one for one in entries if one is not None])
+        else:
+            process_table.remove(data_dir)
 
 
 # --------------------------------------------------------------------------------------------------------- preparation
@@ -201,6 +203,6 @@ def _greet(data_dir: Path, url: str, prepared: Prepared) -> None:
 
 
 def _say(line: str) -> None:
-    """A reader that went away must not stop the service."""
-    with contextlib.suppress(BrokenPipeError, ValueError):
+    """A reader that went away, or a full disk, must not stop the service."""
+    with contextlib.suppress(OSError, ValueError):
         print(line, flush=True)

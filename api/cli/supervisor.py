@@ -29,6 +29,8 @@ BROKER_GRACE_S = 5.0
 TELL_WHY_MAX = 2
 """A process that cannot start says so on the console this often; its log goes on."""
 _IDLE_S = 60.0
+_JUST_PASSED_S = 1.0
+"""A time that has come since it was last looked for is not slept over."""
 
 Say = Callable[[str], None]
 Running = Sequence[tuple[str, int]]
@@ -179,7 +181,7 @@ class Supervisor:
         if self._stopping:
             self._tell_change()
             if code != 0 and child.spec.on_death:
-                stopped = code in (-signal.SIGTERM, -signal.SIGKILL)
+                stopped = code > 0 or code in (-signal.SIGTERM, -signal.SIGKILL)
                 child.spec.on_death(Death(process.environment, code, stopped=stopped))
             return
         if child.spec.must_start and not child.ever_ready:
@@ -241,7 +243,7 @@ class Supervisor:
         now = time.monotonic()
         due = [self._kill_at, *(child.start_at for child in self.children if child.process is None)]
         due += [child.spare_at for child in self.children if child.spare is None]
-        waits = [at - now for at in due if at > now]
+        waits = [max(at - now, READY_POLL_S) for at in due if at > now - _JUST_PASSED_S]
         if self._stopping and self._kill_at <= now:
             waits.append(READY_POLL_S)
         if not self._stopping and not all(child.ready for child in self.children if child.process):

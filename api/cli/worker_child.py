@@ -24,9 +24,11 @@ class DeadWorkers:
         self._oom_kills: int | None = None
 
     def get_ready(self) -> None:
-        """Load and try out, once, what a death will need: the first use of these libraries takes a second."""
-        if not self._threads:
-            self._begin(self._rehearse)
+        """Load and try out, once, what a death will need: the first use of these libraries takes a second.
+
+        Whenever a worker begins, what the kernel has killed before is no longer held against it.
+        """
+        self._begin(self._count if self._threads else self._rehearse)
 
     def free(self, death: Death) -> None:
         """Begin to hand a dead worker's work on."""
@@ -41,6 +43,11 @@ class DeadWorkers:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         self._threads = [thread, *(one for one in self._threads if one.is_alive())]
+
+    def _count(self) -> None:
+        from storage.deaths import count_oom_kills
+
+        self._oom_kills = count_oom_kills()
 
     def _rehearse(self) -> None:
         from api.cli.dead_worker import rehearse

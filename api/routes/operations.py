@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -24,14 +25,15 @@ def list_operations(
     after: Annotated[int, Query(ge=-1, le=2**62)] = -1,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """A run's operations after a `seq`, in order; `next_after` asks for the following page, null on the last."""
+    """A run's operations after a `seq`, in order; `next_after` asks for the following page, null after the last."""
     with services.database.read() as tx:
         runs.get_run(tx, run_id, account_id=key.account_id)
-        page = journal.page_of_run(tx, run_id, limit=limit, after_seq=after)
+        found = journal.page_of_run(tx, run_id, limit=limit + 1, after_seq=after)
+        page = found[:limit]
         used = usage.of_operations(tx, [row.id for row in page])
     return {
         "operations": [schemas.operation(row, used.get(row.id)) for row in page],
-        "next_after": page[-1].seq if len(page) == limit else None,
+        "next_after": page[-1].seq if len(found) > limit else None,
     }
 
 
@@ -51,4 +53,5 @@ def get_result(services: Joined, key: CurrentKey, request_id: str) -> Response:
         row = journal.get_operation(tx, request_id, account_id=key.account_id)
     if row.status not in FINAL:
         return JSONResponse({"request_id": request_id, "status": row.status}, status_code=202)
+    time.sleep(futures.held_back_s(services, row))
     return futures.answer(services, row, accept="application/json")

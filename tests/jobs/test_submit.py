@@ -253,3 +253,15 @@ def test_where_all_room_is_taken_a_missing_operation_that_others_wait_for_is_acc
     assert _read(storage.database, late.request_id).seq == 1
     with pytest.raises(BacklogFullError):
         submitter.training(run, 4, make_optim_step(), kind=Kind.OPTIM_STEP)
+
+
+def test_a_refused_operation_far_ahead_makes_no_room_for_others(
+    storage: Storage, announced: Announcements, run: Run
+) -> None:
+    # Given: an operation that failed from the start waits for nothing
+    full = Backlog.of(storage.database, JobsSettings(queued_max_per_account=1, queued_training_factor=1.0))
+    submitter = Submitter(storage, announced, full)  # type: ignore[arg-type]
+    submitter.training(run, 10**9, make_optim_step(), kind=Kind.OPTIM_STEP)
+    # When
+    with pytest.raises(BacklogFullError):
+        submitter.training(run, 1, make_optim_step(), kind=Kind.OPTIM_STEP)
