@@ -43,6 +43,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
+def may_pass(error: Exception) -> bool:
+    """Whether the same may succeed later or elsewhere, whatever it is done with."""
+    return is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)
+
+
 def raise_if_device_is_lost(error: Exception) -> None:
     """End the worker when its device takes no more work: another one replays, and nothing fails."""
     if isinstance(error, torch.AcceleratorError):

@@ -116,7 +116,13 @@ class RunIntake:
             return False
         run, lease = taken
         self._engine.roster.expect(run, lease)
-        threading.Thread(target=self._bring, args=(run, lease), name="fetch", daemon=True).start()
+        try:
+            threading.Thread(target=self._bring, args=(run, lease), name="fetch", daemon=True).start()
+        except RuntimeError as error:  # no more threads: somebody else may have some
+            self._engine.roster.forget(lease, error)
+            self._room.release()
+            takeover.give_up(self._storage, lease)
+            return False
         return True
 
     def _acquire(self, run_id: str) -> tuple[Run, Lease] | None:
@@ -147,7 +153,7 @@ class RunIntake:
             self._room.release()
 
     def _fetch(self, run: Run, lease: Lease) -> Takeover:
-        reason = self._engine.roster.hopeless(run.id)
+        reason = self._engine.roster.hopeless(lease)
         if reason is not None:
             return takeover.without_state(run, lease, reason=reason)
         in_use = self._engine.models_in_use()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 
@@ -162,7 +163,13 @@ class EngineLoop(threading.Thread):
 
     def _begin(self, takeover: Takeover) -> None:
         settings = self._settings
-        replay = Replay(takeover, self._train.clock, tokens_max=settings.tokens_max, bound=settings.replay_bound)
+        replay = Replay(
+            takeover,
+            self._train.clock,
+            tokens_max=settings.tokens_max,
+            bound=settings.replay_bound,
+            on_pass=self._note_progress,
+        )
         self._work.num_damaged_snapshots += len(takeover.damaged)
         if replay.is_done:
             self._admit(replay)
@@ -174,20 +181,30 @@ class EngineLoop(threading.Thread):
         if not self._replays:
             return False
         replay = self._replays[0]
+        if not self.roster.expects(replay.takeover.lease):
+            self._replays.popleft()
+            log.warning("takeover_overtaken", run=replay.takeover.run.id, epoch=replay.takeover.lease.epoch)
+            return True
+        is_short_of_memory = False
         before = replay.num_replayed, replay.num_mismatches
         try:
             with self._train.clock.measure() as measured:
                 replay.advance()
         except Exception as error:
-            self._replays.popleft()
             faults.raise_if_device_is_lost(error)
-            log.exception("replay_failed", run=replay.takeover.run.id)
-            self.roster.forget(replay.takeover.lease, error)
-            retrying(lambda: self._release(replay.takeover.lease))
+            is_short_of_memory = faults.is_out_of_memory(error)
+            if not (is_short_of_memory and replay.go_alone()):
+                self._replays.popleft()
+                log.exception("replay_failed", run=replay.takeover.run.id)
+                self.roster.forget(replay.takeover.lease, error)
+                retrying(lambda: self._release(replay.takeover.lease), on_wait=self._note_progress)
         finally:
             self._overhead(measured.device_ns)
             self._work.num_replayed += replay.num_replayed - before[0]
             self._work.num_replay_mismatches += replay.num_mismatches - before[1]
+        if is_short_of_memory and replay.takeover.model is not None:
+            # not before the exception is gone: it holds the pass's tensors
+            faults.free_unused_memory(replay.takeover.model.base.device)
         if self._replays and self._replays[0] is replay and replay.is_done:
             self._replays.popleft()
             self._admit(replay)
@@ -254,7 +271,7 @@ class EngineLoop(threading.Thread):
     def _park(self) -> None:
         """Let go of runs that are void, or that are cold or too many and written back."""
         for run in self.roster.remove_cold(warm_s=self._settings.warm_s, num_max=self._settings.run_states_max):
-            retrying(lambda run=run: self._release(run.lease))  # type: ignore[misc]
+            retrying(partial(self._release, run.lease), on_wait=self._note_progress)
             log.info("run_parked", run=run.id, seq=run.state_seq, void=run.void)
 
     def _release(self, lease: Lease) -> None:

@@ -6,7 +6,7 @@ Never billed. Between two of its steps others have their turn, and the watchdog 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 import structlog
@@ -38,7 +38,15 @@ class Replay:
         num_mismatches: those of them whose outcome was not the one on record.
     """
 
-    def __init__(self, takeover: Takeover, clock: DeviceClock, *, tokens_max: int, bound: float) -> None:
+    def __init__(
+        self,
+        takeover: Takeover,
+        clock: DeviceClock,
+        *,
+        tokens_max: int,
+        bound: float,
+        on_pass: Callable[[], None] = lambda: None,
+    ) -> None:
         """Prepare it.
 
         Args:
@@ -47,6 +55,7 @@ class Replay:
             tokens_max: of the operations that go through one pass.
             bound: distance from the record (`replay_check.distance`) beyond which an outcome is a mismatch on CUDA; on
                 CPU it is 0.
+            on_pass: called before each pass through the base model: a sign of life for the watchdog.
         """
         self.takeover = takeover
         self.num_replayed = 0
@@ -54,6 +63,7 @@ class Replay:
         self._clock = clock
         self._tokens_max = tokens_max
         self._bound = bound
+        self._on_pass = on_pass
         self._left = deque(takeover.tail)
         self._tail = ReplayTail()
 
@@ -82,6 +92,11 @@ class Replay:
             self._check(step, outcome, exact=model.base.device.type == "cpu")
             self._tail.add(step.operation.seq, device_ns)
             self._left.popleft()
+
+    def go_alone(self) -> bool:
+        """Compute operations one by one from now on, since memory was wanting; False if that is done already."""
+        were_together, self._tokens_max = self._tokens_max > 0, 0
+        return were_together
 
     def finish(self) -> ActiveRun:
         """The run, ready for its next operation."""
@@ -133,7 +148,7 @@ class Replay:
                 outcome = optim_step(state, first)
             return [(outcome, measured.device_ns)]
         requests = [TrainRequest(state, step.body) for step in steps if isinstance(step.body, ForwardBackward)]
-        report = model.trainer.run(requests)
+        report = model.trainer.run(requests, on_pass=self._on_pass)
         return list(zip(report.outcomes, split_ns(report.device_ns, report.work), strict=True))
 
     def _check(self, step: TailOperation, outcome: Outcome, *, exact: bool) -> None:

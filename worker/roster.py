@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from storage.leases import Lease
 from storage.runs import Run
+from worker import faults
 from worker.active_run import ActiveRun
 from worker.takeover import Takeover
 
@@ -36,11 +37,13 @@ class Failures:
     """Why a run could not be taken over.
 
     Attributes:
+        epoch: of the lease it was tried under last; whatever another worker has done since makes all this void.
         reasons: of failures that will come again.
         num_in_a_row: of all failures, storage that is away included.
         not_before: monotonic time of the next attempt.
     """
 
+    epoch: int
     reasons: list[str] = field(default_factory=list)
     num_in_a_row: int = 0
     not_before: float = 0.0
@@ -71,14 +74,20 @@ class Roster:
         self._wake()
 
     def forget(self, lease: Lease, error: Exception) -> None:
-        """An expected run could not be fetched or replayed; remembers why. What may pass is tried for ever."""
+        """An expected run could not be fetched or replayed; remembers why. What may pass is tried for ever.
+
+        Want of memory and a lost device may: there is more room later, or on another worker.
+        """
         with self._lock:
             expected = self._expected.get(lease.run_id)
             if expected is not None and expected.lease == lease:
                 del self._expected[lease.run_id]
-            failures = self._failures.setdefault(lease.run_id, Failures())
+            failures = self._failures.get(lease.run_id)
+            if failures is None or lease.epoch != failures.epoch + 1:
+                failures = self._failures[lease.run_id] = Failures(lease.epoch)
+            failures.epoch = lease.epoch
             failures.num_in_a_row += 1
-            if not getattr(error, "retryable", False):
+            if not (getattr(error, "retryable", False) or faults.may_pass(error)):
                 failures.reasons.append(str(error))
             pause_s = min(PAUSE_FIRST_S * 2.0 ** (failures.num_in_a_row - 1), PAUSE_MOST_S)
             failures.not_before = time.monotonic() + pause_s
@@ -89,11 +98,19 @@ class Roster:
             failures = self._failures.get(run_id)
             return failures is not None and time.monotonic() < failures.not_before
 
-    def hopeless(self, run_id: str) -> str | None:
-        """Why a run's takeover has failed too often to be tried again, or None."""
+    def hopeless(self, lease: Lease) -> str | None:
+        """Why a run's takeover has failed too often, here and nowhere else since, to be tried again; or None."""
         with self._lock:
-            reasons = self._failures.get(run_id, Failures()).reasons
-            return reasons[-1] if len(reasons) >= FAILURES_MAX else None
+            failures = self._failures.get(lease.run_id)
+            if failures is None or lease.epoch != failures.epoch + 1:
+                return None
+            return failures.reasons[-1] if len(failures.reasons) >= FAILURES_MAX else None
+
+    def expects(self, lease: Lease) -> bool:
+        """Whether a run is still to be brought into memory under this lease."""
+        with self._lock:
+            expected = self._expected.get(lease.run_id)
+            return expected is not None and expected.lease == lease
 
     def notify(self, run_id: str) -> bool:
         """Say that a run may have more operations; False if this worker does not have it."""
@@ -136,6 +153,9 @@ class Roster:
                 run = self._runs.get(lease.run_id)
                 if run is not None and run.lease == lease:
                     run.void = True
+                expected = self._expected.get(lease.run_id)
+                if expected is not None and expected.lease == lease:
+                    del self._expected[lease.run_id]
         return lost
 
     def note_without_client(self, run_ids: Collection[str]) -> None:

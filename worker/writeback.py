@@ -19,6 +19,7 @@ from storage.errors import LeaseLostError
 from storage.failpoints import Point
 from storage.leases import Lease
 from storage.open import Storage
+from worker import faults
 from worker.active_run import ActiveRun
 from worker.engine.run_state import Staging, StateCopy
 
@@ -86,7 +87,12 @@ class WriteBack:
         for run in runs:
             on_progress()
             if run.is_dirty and run.state is not None and not run.void:
-                self._write(run, run.lease, run.state_seq, run.state.copy(staging))
+                try:
+                    copy = run.state.copy(staging)
+                except Exception as error:  # the others are written all the same
+                    _postpone(run, run.state_seq, error)
+                else:
+                    self._write(run, run.lease, run.state_seq, copy)
 
     def close(self) -> None:
         """Wait for the uploads in flight."""
@@ -105,8 +111,14 @@ class WriteBack:
         except Empty:
             return False
         assert run.state is not None
+        try:
+            copy = run.state.copy(staging)
+        except Exception as error:
+            self._free.put(staging)
+            faults.raise_if_device_is_lost(error)
+            _postpone(run, run.state_seq, error)
+            return True
         run.writing, run.write_began_at, run.write_after = True, now, now + self._interval_s
-        copy = run.state.copy(staging)
         self._pool.submit(self._upload, run, run.lease, run.state_seq, copy, staging)
         return True
 
@@ -126,10 +138,14 @@ class WriteBack:
         except LeaseLostError:
             run.void = True
         except Exception as error:  # tried again later with a newer state; the replay tail grows meanwhile
-            run.write_failures += 1
-            pause_s = min(2.0 ** (run.write_failures - 1), RETRY_MOST_S)
-            run.write_after = time.monotonic() + pause_s
-            log.warning("writeback_failed", run=lease.run_id, seq=seq, error=str(error), retry_in_s=pause_s)
+            _postpone(run, seq, error)
+
+
+def _postpone(run: ActiveRun, seq: int, error: Exception) -> None:
+    run.write_failures += 1
+    pause_s = min(2.0 ** (run.write_failures - 1), RETRY_MOST_S)
+    run.write_after = time.monotonic() + pause_s
+    log.warning("writeback_failed", run=run.id, seq=seq, error=str(error), retry_in_s=pause_s)
 
 
 def write_snapshot(storage: Storage, lease: Lease, seq: int, copy: StateCopy, *, damaged: Collection[int] = ()) -> None:

@@ -63,11 +63,41 @@ def test_a_run_whose_takeover_fails_again_and_again_is_given_up(service: Service
     roster = Roster(lambda: None)
     run = service.create_run()
     for epoch in range(1, FAILURES_MAX + 1):
-        assert roster.hopeless(run.id) is None
+        assert roster.hopeless(Lease(run.id, "w", epoch)) is None
         roster.forget(Lease(run.id, "w", epoch), NoStateError(run.id, "its snapshot is gone"))
 
     # then the reason is what its operations will fail with
-    assert "its snapshot is gone" in str(roster.hopeless(run.id))
+    assert "its snapshot is gone" in str(roster.hopeless(Lease(run.id, "w", FAILURES_MAX + 1)))
+
+    # but no longer once another worker has had it
+    assert roster.hopeless(Lease(run.id, "w", FAILURES_MAX + 2)) is None
+
+
+def test_a_takeover_that_finds_no_memory_is_not_held_against_the_run(service: Service) -> None:
+    # given
+    roster, run = Roster(lambda: None), service.create_run()
+
+    # when
+    for epoch in range(1, 10):
+        roster.forget(Lease(run.id, "w", epoch), MemoryError())
+
+    # then
+    assert roster.hopeless(Lease(run.id, "w", 10)) is None
+
+
+def test_a_run_whose_lease_is_lost_is_expected_no_more(service: Service) -> None:
+    # given
+    roster, run = Roster(lambda: None), service.create_run()
+    fresh, lease = takeover.acquire(service.storage, run.id, worker_id="w", lease_s=60)
+    roster.expect(fresh, lease)
+
+    # when
+    lost = roster.drop_all_but([], roster.leases())
+
+    # then this worker may take it over anew
+    assert lost == [lease]
+    assert not roster.expects(lease)
+    assert not roster.notify(run.id)
 
 
 def test_a_takeover_that_storage_prevents_is_tried_for_ever_with_growing_pauses(
@@ -86,5 +116,5 @@ def test_a_takeover_that_storage_prevents_is_tried_for_ever_with_growing_pauses(
         pauses_s.append(now - began_at)
 
     # then it is never given up, and the attempts come ever less often
-    assert roster.hopeless(run.id) is None
+    assert roster.hopeless(Lease(run.id, "w", 10)) is None
     assert pauses_s == [1, 2, 4, 8, 16, 30, 30, 30, 30]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -32,6 +33,7 @@ from tests.worker.harness import WAIT_S, Engine, Service
 from tests.worker.test_loop import get_run, learn
 from worker import replay as replay_module
 from worker import takeover
+from worker.engine.trainer import Trainer, TrainRequest
 from worker.residency import SamplingAdapters
 
 STEP = OptimStep(learning_rate=1e-2)
@@ -251,6 +253,30 @@ def test_a_replay_that_gives_another_result_is_an_alarm(
     assert [line["seq"] for line in logs if line["event"] == "replay_mismatch"] == [3, 6]
     worker = row_of(service, successor)
     assert (worker.num_replayed, worker.num_replay_mismatches) == (4, 2)
+
+
+def test_a_replay_that_finds_no_memory_goes_on_one_by_one(
+    service: Service, successor: Engine, expected: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given memory for one operation at a time
+    run = interrupted(service, snapshots_at=(), last=6)
+    genuine, refused = Trainer.run, list[int]()
+
+    def narrow(self: Trainer, requests: Sequence[TrainRequest], **rest: Any) -> Any:
+        if len(requests) > 1:
+            refused.append(len(requests))
+            raise MemoryError
+        return genuine(self, requests, **rest)
+
+    monkeypatch.setattr(Trainer, "run", narrow)
+
+    # when it is replayed
+    after = train(service, successor, run, 7, 9)
+
+    # then everything comes out as before
+    assert refused
+    assert service.encoded(after) == expected[6:9]
+    assert row_of(service, successor).num_replay_mismatches == 0
 
 
 def test_an_operation_that_fails_in_its_replay_is_an_alarm_and_frees_the_lease(

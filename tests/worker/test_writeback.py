@@ -248,6 +248,29 @@ def test_a_storage_that_is_away_is_tried_again_after_a_pause(
     assert _snapshots(storage, run) == [3]
 
 
+def test_a_copy_that_finds_no_memory_is_taken_later_and_keeps_nothing(
+    storage: Storage, writeback: WriteBack, run: ActiveRun, woken: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    assert run.state is not None
+    copy = run.state.copy
+
+    def refuse(_: object) -> StateCopy:
+        raise MemoryError
+
+    monkeypatch.setattr(run.state, "copy", refuse)
+    for _ in range(UPLOADS_AT_ONCE + 1):
+        writeback.offer([run])
+        assert (run.writing, run.snapshot_seq) == (False, -1)
+        run.write_after = 0.0
+    # When
+    monkeypatch.setattr(run.state, "copy", copy)
+    writeback.offer([run])
+    # Then
+    assert _ended(woken)
+    assert _snapshots(storage, run) == [3]
+
+
 def test_leaving_writes_back_whatever_is_newer_than_its_snapshot(
     storage: Storage, writeback: WriteBack, run: ActiveRun, clock: FrozenClock
 ) -> None:
