@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 
 class RunIntake:
-    """Takes runs over, as many at once as there are tasks. Called by many threads at once, computes nothing."""
+    """Takes runs over, as many at once as the roster has room for. Called by many threads at once, computes nothing."""
 
     def __init__(
         self,
@@ -47,7 +47,6 @@ class RunIntake:
         self._dispatcher = dispatcher
         self._settings = settings
         self._worker_id = worker_id
-        self._room = threading.BoundedSemaphore(settings.concurrency)
         self._lock = threading.Lock()
         self._attended: dict[str, int] = {}
         self._taking: set[str] = set()
@@ -81,10 +80,11 @@ class RunIntake:
                 if not alone:
                     return True  # whoever takes it over reads its operations afterwards
                 if not self._engine.roster.notify(run_id):
-                    if not self._room.acquire(timeout=self._settings.slice_s):
-                        return False
-                    if not self._take_over(run_id):
-                        return True
+                    with self._engine.roster.room(timeout_s=self._settings.slice_s) as has_room:
+                        if not has_room:
+                            return False
+                        if not self._take_over(run_id):
+                            return True
         return self._engine.wait_idle(run_id, timeout_s=slice_ends_at - time.monotonic())
 
     @contextlib.contextmanager
@@ -105,13 +105,8 @@ class RunIntake:
             return self._storage.database.now(tx) > expires_at
 
     def _take_over(self, run_id: str) -> bool:
-        """Take a run's lease and begin to fetch it, in room that has been made; False if it is not to be had."""
-        taken = None
-        try:
-            taken = self._acquire(run_id)
-        finally:
-            if taken is None:
-                self._room.release()
+        """Take a run's lease and begin to fetch it; False if it is not to be had."""
+        taken = self._acquire(run_id)
         if taken is None:
             return False
         run, lease = taken
@@ -120,7 +115,6 @@ class RunIntake:
             threading.Thread(target=self._bring, args=(run, lease), name="fetch", daemon=True).start()
         except RuntimeError as error:  # no more threads: somebody else may have some
             self._engine.roster.forget(lease, error)
-            self._room.release()
             takeover.give_up(self._storage, lease)
             return False
         return True
@@ -149,8 +143,6 @@ class RunIntake:
             )
             self._engine.roster.forget(lease, error)
             retrying(lambda: takeover.give_up(self._storage, lease))
-        finally:
-            self._room.release()
 
     def _fetch(self, run: Run, lease: Lease) -> Takeover:
         reason = self._engine.roster.hopeless(lease)

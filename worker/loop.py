@@ -79,7 +79,7 @@ class EngineLoop(threading.Thread):
         self._replays: deque[Replay] = deque()
         self._work = Work()
         self._tails = RecentPercentile()
-        self.roster = Roster(self._wakeup.set)
+        self.roster = Roster(self._wakeup.set, expected_max=settings.concurrency)
         self.progress_at = time.monotonic()
         self.is_cut_off = False
         train.wake_after_io(self._wakeup.set)

@@ -6,9 +6,10 @@ no second task of this worker takes the run over again.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from storage.leases import Lease
@@ -50,17 +51,38 @@ class Failures:
 
 
 class Roster:
-    """Runs by id, under one lock."""
+    """Runs by id, under one lock.
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    Args:
+        wake: called when the engine has something to do.
+        expected_max: how many runs may be on their way into memory at once, being fetched or waiting for their replay.
+    """
+
+    def __init__(self, wake: Callable[[], None], *, expected_max: int) -> None:
         self._wake = wake
         self._lock = threading.Lock()
+        self._expected_max = expected_max
+        self._room = threading.Condition(self._lock)
+        self._num_reserved = 0
         self._expected: dict[str, Expected] = {}
         self._arrived: list[Takeover] = []
         self._runs: dict[str, ActiveRun] = {}
         self._failures: dict[str, Failures] = {}
 
     # --------------------------------------------------------------------------------------------- from other threads
+
+    @contextlib.contextmanager
+    def room(self, *, timeout_s: float) -> Iterator[bool]:
+        """Room for one more run until it is expected, or not to be had; False if time ran out before there was any."""
+        with self._lock:
+            has_room = self._room.wait_for(self._has_room, timeout_s)
+            self._num_reserved += has_room
+        try:
+            yield has_room
+        finally:
+            with self._lock:
+                self._num_reserved -= has_room
+                self._room.notify()
 
     def expect(self, run: Run, lease: Lease) -> None:
         """A run's lease has been taken; it will arrive, or be forgotten."""
@@ -81,7 +103,7 @@ class Roster:
         with self._lock:
             expected = self._expected.get(lease.run_id)
             if expected is not None and expected.lease == lease:
-                del self._expected[lease.run_id]
+                self._expect_no_more(lease.run_id)
             failures = self._failures.get(lease.run_id)
             if failures is None or lease.epoch != failures.epoch + 1:
                 failures = self._failures[lease.run_id] = Failures(lease.epoch)
@@ -155,7 +177,7 @@ class Roster:
                     run.void = True
                 expected = self._expected.get(lease.run_id)
                 if expected is not None and expected.lease == lease:
-                    del self._expected[lease.run_id]
+                    self._expect_no_more(lease.run_id)
         return lost
 
     def note_without_client(self, run_ids: Collection[str]) -> None:
@@ -184,7 +206,7 @@ class Roster:
             expected = self._expected.get(run.id)
             if expected is None or expected.lease != run.lease:
                 return False
-            del self._expected[run.id]
+            self._expect_no_more(run.id)
             self._failures.pop(run.id, None)
             self._runs[run.id] = run
         return True
@@ -219,3 +241,12 @@ class Roster:
             for run in cold:
                 del self._runs[run.id]
         return void + cold
+
+    # --------------------------------------------------------------------------------------------- under the lock
+
+    def _has_room(self) -> bool:
+        return self._num_reserved + len(self._expected) < self._expected_max
+
+    def _expect_no_more(self, run_id: str) -> None:
+        del self._expected[run_id]
+        self._room.notify()

@@ -14,7 +14,7 @@ from jobs.settings import JobsSettings
 from storage.failpoints import Point
 from tests.promises.conftest import SHORT_LEASES, Connect
 from tests.promises.kit import PROGRAM, PatientWire, batch, billed
-from tests.setups.deployment import Deployment
+from tests.setups.deployment import NO_SPARE, Deployment
 from tests.wire.messages import forward_backward
 
 pytestmark = pytest.mark.processes
@@ -83,7 +83,7 @@ def test_a_repetition_after_the_outcome_was_written_and_its_worker_killed_comput
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
     """A service that closes gaps soon."""
-    settings = {**SHORT_LEASES, "PIECEWORK_GAP_TIMEOUT_S": "1"}
+    settings = {**SHORT_LEASES, **NO_SPARE, "PIECEWORK_GAP_TIMEOUT_S": "1"}
     deployed = Deployment(tmp_path_factory.mktemp("impatient"), tiny_model, settings=settings)
     yield deployed
     deployed.close()

@@ -35,6 +35,8 @@ START_S = 120.0
 STOP_S = 60.0
 LOOK_S = 0.05
 MODEL = "tiny"
+NO_SPARE = {"PIECEWORK_SPARE_WORKER": "false"}
+"""Where no worker dies: loading a spare takes as long as loading a worker."""
 _STORAGE_URLS = ("database_url", "object_store_url")
 
 

@@ -56,7 +56,7 @@ class Intake:
 
     def __init__(self, service: Service, *, concurrency: int = 2) -> None:
         self.storage = service.storage
-        self.roster = Roster(lambda: None)
+        self.roster = Roster(lambda: None, expected_max=concurrency)
         self.announced = Announcements()
         engine = SimpleNamespace(
             roster=self.roster,
@@ -128,12 +128,15 @@ def test_many_messages_at_once_take_a_run_over_once(service: Service, fetch: Fet
     fetch.may_end.set()
 
 
-def test_no_more_runs_are_fetched_at_once_than_there_are_tasks(service: Service, fetch: FetchAtWill) -> None:
-    # given a worker that fetches as many runs as it may
+def test_no_more_runs_are_on_their_way_into_memory_than_there_are_tasks(service: Service, fetch: FetchAtWill) -> None:
+    # given a worker with as many runs on their way as it may have: some have been fetched, none has been replayed
     intake = Intake(service, concurrency=2)
     runs = [intake.make_run(number) for number in range(3)]
+    fetch.may_end.set()
     for run in runs[:2]:
         intake.advance(run)
+    arrived: list[Any] = []
+    _until(lambda: arrived.extend(intake.roster.take_arrived()) or len(arrived) == 2)
 
     # when another run has work
     intake.advance(runs[2])
@@ -141,7 +144,11 @@ def test_no_more_runs_are_fetched_at_once_than_there_are_tasks(service: Service,
     # then it is handed back, for whoever has room
     assert intake.announced.runs == runs
     assert len(intake.roster.leases()) == 2
-    fetch.may_end.set()
+
+    # and when one of them is there, or is to be had no more, its place is free
+    intake.roster.drop_all_but([runs[0]], intake.roster.leases())
+    intake.advance(runs[2])
+    assert {lease.run_id for lease in intake.roster.leases()} == {runs[0], runs[2]}
 
 
 def test_a_run_that_cannot_be_fetched_is_given_up_and_makes_room(service: Service, fetch: FetchAtWill) -> None:

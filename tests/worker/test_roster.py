@@ -20,7 +20,7 @@ from worker.roster import FAILURES_MAX, Roster
 
 def test_an_expected_run_is_renewed_and_not_taken_over_twice(service: Service) -> None:
     # given a run whose lease has been taken and which is still being fetched
-    roster = Roster(lambda: None)
+    roster = Roster(lambda: None, expected_max=16)
     run = service.create_run()
     fresh, lease = takeover.acquire(service.storage, run.id, worker_id="w", lease_s=60)
     roster.expect(fresh, lease)
@@ -33,7 +33,7 @@ def test_an_expected_run_is_renewed_and_not_taken_over_twice(service: Service) -
 
 def test_a_takeover_that_was_overtaken_is_not_admitted(service: Service, engine: Engine) -> None:
     # given a run that was expected with one lease, and then with a later one
-    roster = Roster(lambda: None)
+    roster = Roster(lambda: None, expected_max=16)
     run = service.create_run()
     fresh, first = takeover.acquire(service.storage, run.id, worker_id="w", lease_s=60)
     roster.expect(fresh, first)
@@ -48,7 +48,7 @@ def test_a_takeover_that_was_overtaken_is_not_admitted(service: Service, engine:
 
 def test_waiting_ends_when_the_worker_leaves(service: Service) -> None:
     # given a run that is expected and never comes
-    roster, leaving = Roster(lambda: None), threading.Event()
+    roster, leaving = Roster(lambda: None, expected_max=16), threading.Event()
     run = service.create_run()
     fresh, lease = takeover.acquire(service.storage, run.id, worker_id="w", lease_s=60)
     roster.expect(fresh, lease)
@@ -60,7 +60,7 @@ def test_waiting_ends_when_the_worker_leaves(service: Service) -> None:
 
 def test_a_run_whose_takeover_fails_again_and_again_is_given_up(service: Service) -> None:
     # given takeovers that fail
-    roster = Roster(lambda: None)
+    roster = Roster(lambda: None, expected_max=16)
     run = service.create_run()
     for epoch in range(1, FAILURES_MAX + 1):
         assert roster.hopeless(Lease(run.id, "w", epoch)) is None
@@ -75,7 +75,7 @@ def test_a_run_whose_takeover_fails_again_and_again_is_given_up(service: Service
 
 def test_a_takeover_that_finds_no_memory_is_not_held_against_the_run(service: Service) -> None:
     # given
-    roster, run = Roster(lambda: None), service.create_run()
+    roster, run = Roster(lambda: None, expected_max=16), service.create_run()
 
     # when
     for epoch in range(1, 10):
@@ -87,7 +87,7 @@ def test_a_takeover_that_finds_no_memory_is_not_held_against_the_run(service: Se
 
 def test_a_run_whose_lease_is_lost_is_expected_no_more(service: Service) -> None:
     # given
-    roster, run = Roster(lambda: None), service.create_run()
+    roster, run = Roster(lambda: None, expected_max=16), service.create_run()
     fresh, lease = takeover.acquire(service.storage, run.id, worker_id="w", lease_s=60)
     roster.expect(fresh, lease)
 
@@ -106,7 +106,7 @@ def test_a_takeover_that_storage_prevents_is_tried_for_ever_with_growing_pauses(
     # given a store that is away for longer than any number of attempts
     now = 1000.0
     monkeypatch.setattr(roster_module.time, "monotonic", lambda: now)
-    roster, run = Roster(lambda: None), service.create_run()
+    roster, run = Roster(lambda: None, expected_max=16), service.create_run()
     pauses_s = []
     for epoch in range(1, 10):
         roster.forget(Lease(run.id, "w", epoch), ObjectStoreUnavailableError("s3", "away"))
