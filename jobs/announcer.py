@@ -7,14 +7,13 @@ process is announced by the sweeper, since messages are hints and the journal is
 
 from __future__ import annotations
 
-import contextlib
 import random
-import threading
 import time
 
 import structlog
 
 from jobs.dispatch import Dispatcher
+from jobs.thread_on_demand import ThreadOnDemand
 from storage.errors import StorageError
 
 log = structlog.get_logger()
@@ -34,9 +33,7 @@ class Announcer:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._waiting: dict[str, None] = {}
-        self._changed = threading.Condition()
-        self._closing = False
-        self._thread: threading.Thread | None = None
+        self._thread = ThreadOnDemand(self._run, name="announcer")
         self._begun_at: float | None = None
         self._failures = 0
 
@@ -58,26 +55,14 @@ class Announcer:
 
     def close(self) -> None:
         """Announce what waits, unless that takes long."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(CLOSE_S)  # one that the broker keeps waiting ends with the process
+        self._thread.close(timeout_s=CLOSE_S)
 
     def _add(self, name: str) -> None:
-        with self._changed:
+        with self._thread.changed:
             if name not in self._waiting and len(self._waiting) >= WAITING_MAX:
                 del self._waiting[next(iter(self._waiting))]
             self._waiting[name] = None
-            if self._thread is None and not self._closing:
-                self._start()
-            self._changed.notify()
-
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="announcer", daemon=True)
-        with contextlib.suppress(RuntimeError):  # no more threads now: the next announcement tries again
-            thread.start()
-            self._thread = thread
+            self._thread.wake()
 
     def _run(self) -> None:
         while (name := self._next()) is not None:
@@ -85,16 +70,16 @@ class Announcer:
                 self._failures = 0
                 continue
             self._failures += 1
-            with self._changed:
+            with self._thread.changed:
                 self._waiting.setdefault(name)
-                pause_s = min(RETRY_FIRST_S * 2 ** min(self._failures - 1, 10), RETRY_MOST_S)
-                if self._changed.wait_for(lambda: self._closing, pause_s * random.uniform(0.5, 1.0)):  # noqa: S311
-                    return
+            pause_s = min(RETRY_FIRST_S * 2 ** min(self._failures - 1, 10), RETRY_MOST_S)
+            if self._thread.pause(pause_s * random.uniform(0.5, 1.0)):  # noqa: S311
+                return
 
     def _next(self) -> str | None:
         """Wait for a name; None when closing and none is left."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
+        with self._thread.changed:
+            self._thread.wait_for(lambda: self._waiting)
             name = next(iter(self._waiting), None)
             if name is not None:
                 del self._waiting[name]  # before it is announced: what happens from now on is announced again

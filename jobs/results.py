@@ -19,6 +19,7 @@ import structlog
 from kombu import Connection, Consumer, Producer, Queue
 
 from jobs.app import OUTCOMES, transport_options
+from jobs.thread_on_demand import ThreadOnDemand
 
 log = structlog.get_logger()
 
@@ -38,9 +39,7 @@ class OutcomePublisher:
     def __init__(self, broker_url: str) -> None:
         self._broker_url = broker_url
         self._waiting: deque[str] = deque(maxlen=QUEUED_MAX)
-        self._changed = threading.Condition()
-        self._closing = False
-        self._thread: threading.Thread | None = None
+        self._thread = ThreadOnDemand(self._run, name="publisher")
         self._connection: Connection | None = None
         self._producer: Producer | None = None
 
@@ -48,20 +47,13 @@ class OutcomePublisher:
         """Have outcomes announced; returns at once."""
         if not request_ids:
             return
-        with self._changed:
+        with self._thread.changed:
             self._waiting.extend(request_ids)
-            if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._thread.wake()
 
     def close(self) -> None:
         """Announce what waits, unless that takes long, and close the connection."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(CLOSE_S)  # one that the broker keeps waiting ends with the process
+        self._thread.close(timeout_s=CLOSE_S)
 
     def _run(self) -> None:
         while request_ids := self._next():
@@ -75,8 +67,8 @@ class OutcomePublisher:
 
     def _next(self) -> list[str]:
         """Wait for ids to announce; none when closing and all are."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
+        with self._thread.changed:
+            self._thread.wait_for(lambda: self._waiting)
             return [self._waiting.popleft() for _ in range(min(len(self._waiting), IDS_PER_MESSAGE))]
 
     def _connect(self) -> Producer:

@@ -209,11 +209,35 @@ def test_closing_does_not_wait_for_a_broker_that_blocks(stuck: StuckBroker, monk
     stuck.goes_on.set()
 
 
-def test_a_publisher_that_had_nothing_to_say_closes_without_having_connected() -> None:
+def test_a_publisher_that_had_nothing_to_say_closes_without_having_begun_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail(f"began {thread.name}"))
     publisher = OutcomePublisher("redis://127.0.0.1:1/0")
+    # When
     publisher.publish([])
+    # Then
     publisher.close()
-    assert publisher._thread is None
+
+
+def test_outcomes_of_a_moment_without_threads_are_published_with_the_next(
+    stuck: StuckBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    stuck.goes_on.set()
+    publisher = OutcomePublisher("redis://127.0.0.1:1/0")
+    with monkeypatch.context() as starved:
+        starved.setattr(threading.Thread, "start", refuse)
+        publisher.publish(["first"])
+    # When
+    publisher.publish(["second"])
+    publisher.close()
+    # Then
+    assert stuck.published == ["first", "second"]
 
 
 def test_a_broker_that_is_away_is_tried_again_with_the_next_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
