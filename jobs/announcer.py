@@ -12,7 +12,7 @@ import time
 
 import structlog
 
-from jobs.dispatch import Dispatcher
+from jobs.dispatch import Announces
 from jobs.thread_on_demand import ThreadOnDemand
 from storage.errors import StorageError
 
@@ -30,7 +30,7 @@ SAMPLES = "samples"
 class Announcer:
     """What `Dispatcher` does, later and elsewhere."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Announces[bool]) -> None:
         self._dispatcher = dispatcher
         self._waiting: dict[str, None] = {}
         self._thread = ThreadOnDemand(self._run, name="announcer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Protocol, TypeVar
 
 import structlog
 from celery import Celery
@@ -17,6 +18,20 @@ log = structlog.get_logger()
 
 RETRY = {"max_retries": 1, "interval_start": 0.05, "interval_step": 0.1, "interval_max": 0.2}
 WARM_EXPIRES_S = 3.0
+Answer_co = TypeVar("Answer_co", covariant=True)
+
+
+class Announces(Protocol[Answer_co]):
+    """Who can be told that there is work: `Dispatcher` says it now, `Announcer` later and elsewhere.
+
+    An answer of `object` means that whoever tells does not look at it.
+    """
+
+    def announce_run(self, run_id: str) -> Answer_co:
+        """Say that a run has work."""
+
+    def announce_samples(self) -> Answer_co:
+        """Say that samples are queued."""
 
 
 class Dispatcher:

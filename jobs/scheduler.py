@@ -71,7 +71,7 @@ def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Even
         sweeper.sweep,
         "interval",
         seconds=settings.sweep_s,
-        args=[storage.database, announcer, publisher, settings, reminders],
+        args=[storage.database, announcer, publisher.publish, settings, reminders],
         id="sweep",
     )
     scheduler.add_job(dispatcher.announce_sweep, "interval", seconds=settings.object_sweep_s, id="sweep_objects")

@@ -15,8 +15,8 @@ import structlog
 from sqlalchemy import Connection
 
 from jobs import operations
-from jobs.announcer import Announcer
 from jobs.backlog import Backlog, BacklogFullError
+from jobs.dispatch import Announces
 from jobs.operations import Body, CreateModel, Failure, Kind, LoadState, LoraConfig, Sample
 from storage import failpoints, ids, journal, keys, payloads, runs
 from storage.checkpoints import Checkpoint
@@ -47,7 +47,7 @@ class Accepted:
 class Submitter:
     """Accepts operations of every kind."""
 
-    def __init__(self, storage: Storage, announcer: Announcer, backlog: Backlog) -> None:
+    def __init__(self, storage: Storage, announcer: Announces[object], backlog: Backlog) -> None:
         self._storage = storage
         self._announcer = announcer
         self._backlog = backlog

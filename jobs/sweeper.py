@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
-from jobs.announcer import Announcer
+from jobs.dispatch import Announces
 from jobs.reminders import Reminders, Waiting
-from jobs.results import OutcomePublisher
 from jobs.settings import JobsSettings
 from storage import failpoints, ids, journal
 from storage.database import Database
@@ -36,17 +36,18 @@ class Swept:
 
 def sweep(
     database: Database,
-    announcer: Announcer,
-    publisher: OutcomePublisher,
+    announcer: Announces[object],
+    publish: Callable[[Sequence[str]], object],
     settings: JobsSettings,
     reminders: Reminders,
 ) -> Swept:
     """Announce stalled runs and samples again, and close gaps that timed out.
 
     Args:
+        publish: tells those who wait that these request ids have an outcome.
         reminders: keeps, from pass to pass, what was announced when.
     """
-    closed = close_gaps(database, publisher, gap_timeout_s=settings.gap_timeout_s)
+    closed = close_gaps(database, publish, gap_timeout_s=settings.gap_timeout_s)
     with database.begin() as tx:
         now = database.now(tx)
         released = journal.release_claims(tx, now=now)
@@ -70,7 +71,9 @@ def sweep(
     return Swept(len(runs), released, len(closed))
 
 
-def close_gaps(database: Database, publisher: OutcomePublisher, *, gap_timeout_s: float) -> list[tuple[str, int]]:
+def close_gaps(
+    database: Database, publish: Callable[[Sequence[str]], object], *, gap_timeout_s: float
+) -> list[tuple[str, int]]:
     """Give every `seq` that did not arrive in time a stored error; returns (run, `seq`) of each."""
     with database.read() as tx:
         too_old = database.now(tx) - timedelta(seconds=gap_timeout_s)
@@ -86,5 +89,5 @@ def close_gaps(database: Database, publisher: OutcomePublisher, *, gap_timeout_s
                 )
                 if journal.close_gap(tx, run_id, seq, error=error, now=now):
                     closed.append((run_id, seq))
-    publisher.publish([ids.training_request_id(run_id, seq) for run_id, seq in closed])
+    publish([ids.training_request_id(run_id, seq) for run_id, seq in closed])
     return closed

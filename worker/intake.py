@@ -13,7 +13,7 @@ from datetime import datetime
 
 import structlog
 
-from jobs.dispatch import Dispatcher
+from jobs.dispatch import Announces
 from storage.errors import LeaseLostError, RowNotFoundError
 from storage.leases import Lease
 from storage.open import Storage
@@ -36,7 +36,7 @@ class RunIntake:
         storage: Storage,
         engine: EngineLoop,
         models: BaseModels,
-        dispatcher: Dispatcher,
+        dispatcher: Announces[object],
         settings: WorkerSettings,
         *,
         worker_id: str,

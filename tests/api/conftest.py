@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,10 @@ from storage.migrate import migrate
 from storage.open import Storage, open_storage
 from storage.payloads import Stored
 from storage.settings import StorageSettings
+from tests.announcements import Announcements
 
 VOCAB, CONTEXT = 100, 16
 MODEL = "Qwen/Qwen3-tiny"
-
-
-@dataclass
-class Announcements:
-    """Stands in for the dispatcher: remembers what was announced."""
-
-    runs: list[str] = field(default_factory=list)
-    samples: int = 0
-
-    def announce_run(self, run_id: str) -> None:
-        self.runs.append(run_id)
-
-    def announce_samples(self) -> None:
-        self.samples += 1
 
 
 @dataclass(frozen=True)
@@ -134,7 +121,7 @@ def services(storage: Storage, announcements: Announcements, jobs_settings: Jobs
         settings=ApiSettings(poll_s=0.05, body_bytes_max=20_000, json_bytes_max=20_000),
         jobs_settings=jobs_settings,
         storage=storage,
-        submitter=Submitter(storage, announcements, Backlog.of(storage.database, jobs_settings)),  # type: ignore[arg-type]
+        submitter=Submitter(storage, announcements, Backlog.of(storage.database, jobs_settings)),
         waiters=make_waiters(storage.database, safety_read_s=0.05),
         subscription=None,
         signer=UrlSigner.open(storage.settings.data_dir),

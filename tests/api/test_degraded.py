@@ -19,7 +19,8 @@ from storage.errors import ObjectStoreUnavailableError
 from storage.open import Storage, open_storage
 from storage.payloads import Stored
 from storage.settings import StorageSettings
-from tests.api.conftest import Account, Announcements
+from tests.announcements import Announcements
+from tests.api.conftest import Account
 from tests.api.test_training_routes import PROTO, message
 
 HELD_BACK_S = 0.2

@@ -10,7 +10,8 @@ from jobs import operations
 from jobs.operations import Sample
 from storage import journal
 from storage.open import Storage
-from tests.api.conftest import MODEL, Account, Announcements
+from tests.announcements import Announcements
+from tests.api.conftest import MODEL, Account
 
 
 def open_sampler(account: Account, session: str | None = None, seq: int = 0, **changes: Any) -> Any:

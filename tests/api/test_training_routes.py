@@ -15,7 +15,8 @@ from jobs import operations
 from jobs.operations import ForwardBackward, ForwardBackwardOutcome, Kind, ModelCreated, OptimStepOutcome, Outcome
 from storage import journal
 from storage.open import Storage
-from tests.api.conftest import MODEL, Account, Announcements
+from tests.announcements import Announcements
+from tests.api.conftest import MODEL, Account
 
 PROTO = {"Content-Type": "application/x-protobuf"}
 

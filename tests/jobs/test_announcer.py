@@ -57,7 +57,7 @@ def broker() -> Broker:
 @pytest.fixture
 def announcer(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Announcer]:
     monkeypatch.setattr(announcers, "RETRY_FIRST_S", 0.001)
-    made = Announcer(broker)  # type: ignore[arg-type]
+    made = Announcer(broker)
     yield made
     broker.answers.set()
     made.close()

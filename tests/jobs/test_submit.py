@@ -29,17 +29,17 @@ from tests.factories import (
     make_sampling_session,
     make_session,
 )
-from tests.jobs.journal_reader import Announcements
+from tests.jobs.journal_reader import CheckedAnnouncements
 
 
 @pytest.fixture
-def announced(database: Database) -> Announcements:
-    return Announcements(database)
+def announced(database: Database) -> CheckedAnnouncements:
+    return CheckedAnnouncements(database=database)
 
 
 @pytest.fixture
-def submitter(storage: Storage, announced: Announcements) -> Submitter:
-    return Submitter(storage, announced, Backlog.of(storage.database, JobsSettings()))  # type: ignore[arg-type]
+def submitter(storage: Storage, announced: CheckedAnnouncements) -> Submitter:
+    return Submitter(storage, announced, Backlog.of(storage.database, JobsSettings()))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def _body(storage: Storage, operation: Operation) -> Any:
 
 
 def test_a_new_run_has_its_operation_0_and_is_announced_after_the_commit(
-    submitter: Submitter, storage: Storage, session: Session, announced: Announcements
+    submitter: Submitter, storage: Storage, session: Session, announced: CheckedAnnouncements
 ) -> None:
     # When
     accepted = submitter.create_model(session, model_seq_id=3, base_model=MODEL, lora=make_lora(rank=8, seed=5))
@@ -134,7 +134,7 @@ def test_a_repeated_large_operation_leaves_only_the_first_payload_wanted(
 
 
 def test_an_operation_whose_payload_cannot_be_stored_is_not_accepted(
-    submitter: Submitter, storage: Storage, run: Run, announced: Announcements, monkeypatch: pytest.MonkeyPatch
+    submitter: Submitter, storage: Storage, run: Run, announced: CheckedAnnouncements, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given
     def refuse(*_: object, **__: object) -> None:
@@ -152,7 +152,7 @@ def test_an_operation_whose_payload_cannot_be_stored_is_not_accepted(
 
 
 def test_an_invalid_operation_is_accepted_as_failed_and_counted(
-    submitter: Submitter, storage: Storage, run: Run, announced: Announcements
+    submitter: Submitter, storage: Storage, run: Run, announced: CheckedAnnouncements
 ) -> None:
     # When
     accepted = submitter.training(run, 1, Failure("empty datum"), kind=Kind.FORWARD_BACKWARD)
@@ -197,7 +197,7 @@ def test_a_run_made_by_loading_keeps_the_weights_it_loads(
 
 
 def test_samples_are_announced_once_each_and_refused_ones_not_at_all(
-    submitter: Submitter, storage: Storage, session: Session, announced: Announcements
+    submitter: Submitter, storage: Storage, session: Session, announced: CheckedAnnouncements
 ) -> None:
     # Given
     with storage.database.begin() as tx:
@@ -240,11 +240,11 @@ def test_accounts_are_kept_apart(submitter: Submitter, database: Database, sessi
 
 
 def test_where_all_room_is_taken_a_missing_operation_that_others_wait_for_is_accepted(
-    storage: Storage, announced: Announcements, run: Run
+    storage: Storage, announced: CheckedAnnouncements, run: Run
 ) -> None:
     # Given: operations 2 and 3 have come before operation 1, and then there was no more room
     full = Backlog.of(storage.database, JobsSettings(queued_max_per_account=3, queued_training_factor=1.0))
-    submitter = Submitter(storage, announced, full)  # type: ignore[arg-type]
+    submitter = Submitter(storage, announced, full)
     for seq in (2, 3):
         submitter.training(run, seq, make_optim_step(), kind=Kind.OPTIM_STEP)
     # When
@@ -256,11 +256,11 @@ def test_where_all_room_is_taken_a_missing_operation_that_others_wait_for_is_acc
 
 
 def test_a_refused_operation_far_ahead_makes_no_room_for_others(
-    storage: Storage, announced: Announcements, run: Run
+    storage: Storage, announced: CheckedAnnouncements, run: Run
 ) -> None:
     # Given: an operation that failed from the start waits for nothing
     full = Backlog.of(storage.database, JobsSettings(queued_max_per_account=1, queued_training_factor=1.0))
-    submitter = Submitter(storage, announced, full)  # type: ignore[arg-type]
+    submitter = Submitter(storage, announced, full)
     submitter.training(run, 10**9, make_optim_step(), kind=Kind.OPTIM_STEP)
     # When
     with pytest.raises(BacklogFullError):

@@ -1,6 +1,5 @@
 """Stalled work is announced again, and a `seq` that never arrives is closed with a stored error."""
 
-from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -15,27 +14,19 @@ from storage.database import Database
 from storage.journal import Status
 from storage.runs import Run
 from tests.factories import complete, make_operation, make_run, make_sample, make_sampling_session
-from tests.jobs.journal_reader import Announcements
+from tests.jobs.journal_reader import CheckedAnnouncements
 
 SETTINGS = JobsSettings(gap_timeout_s=600, stalled_after_s=4)
 
 
-class Published(list[str]):
-    """Stands in for the publisher of outcomes."""
-
-    def publish(self, request_ids: Sequence[str]) -> None:
-        """Remember."""
-        self.extend(request_ids)
+@pytest.fixture
+def announced(database: Database) -> CheckedAnnouncements:
+    return CheckedAnnouncements(database=database)
 
 
 @pytest.fixture
-def announced(database: Database) -> Announcements:
-    return Announcements(database)
-
-
-@pytest.fixture
-def published() -> Published:
-    return Published()
+def published() -> list[str]:
+    return []
 
 
 def _reminders() -> Reminders:
@@ -43,14 +34,14 @@ def _reminders() -> Reminders:
 
 
 def _sweep(
-    database: Database, announced: Announcements, published: Published, reminders: Reminders | None = None
+    database: Database, announced: CheckedAnnouncements, published: list[str], reminders: Reminders | None = None
 ) -> sweeper.Swept:
     reminders = reminders or _reminders()
-    return sweeper.sweep(database, announced, published, SETTINGS, reminders)  # type: ignore[arg-type]
+    return sweeper.sweep(database, announced, published.extend, SETTINGS, reminders)
 
 
 def test_work_that_nobody_took_is_announced_again(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     with database.begin() as tx:
@@ -65,7 +56,7 @@ def test_work_that_nobody_took_is_announced_again(
 
 
 def test_work_that_its_runs_holder_has_begun_is_left_to_it(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     reminders = _reminders()
@@ -88,7 +79,7 @@ def _hold(tx: Connection, run: Run, clock: FrozenClock, *, lease_s: float = 60) 
 
 
 def test_work_that_its_runs_holder_knows_nothing_of_is_announced_by_the_second_pass(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     reminders = _reminders()
@@ -107,7 +98,7 @@ def test_work_that_its_runs_holder_knows_nothing_of_is_announced_by_the_second_p
 
 
 def test_a_long_queue_of_a_run_that_moves_on_is_not_announced(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     reminders = _reminders()
@@ -128,7 +119,7 @@ def test_a_long_queue_of_a_run_that_moves_on_is_not_announced(
 
 
 def test_without_workers_work_is_announced_at_growing_intervals(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     reminders = _reminders()
@@ -150,7 +141,7 @@ def test_without_workers_work_is_announced_at_growing_intervals(
 
 
 def test_work_of_a_dead_worker_is_announced_at_once_however_long_it_had_waited(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     reminders = _reminders()
@@ -174,7 +165,7 @@ def test_work_of_a_dead_worker_is_announced_at_once_however_long_it_had_waited(
 
 
 def test_a_lease_that_expires_between_two_passes_is_news(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     reminders = _reminders()
@@ -194,7 +185,7 @@ def test_a_lease_that_expires_between_two_passes_is_news(
 
 
 def test_samples_of_a_worker_that_is_gone_are_put_back_and_announced(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     with database.begin() as tx:
@@ -212,7 +203,7 @@ def test_samples_of_a_worker_that_is_gone_are_put_back_and_announced(
 
 
 def test_a_seq_that_never_arrives_is_closed_after_the_timeout_and_its_waiter_is_told(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     with database.begin() as tx:
@@ -235,7 +226,7 @@ def test_a_seq_that_never_arrives_is_closed_after_the_timeout_and_its_waiter_is_
 
 
 def test_a_very_wide_gap_is_closed_a_bounded_number_of_places_at_a_time(
-    database: Database, clock: FrozenClock, announced: Announcements, published: Published
+    database: Database, clock: FrozenClock, announced: CheckedAnnouncements, published: list[str]
 ) -> None:
     # Given
     with database.begin() as tx:

@@ -22,6 +22,7 @@ from storage.migrate import migrate
 from storage.open import Storage, open_storage
 from storage.runs import Run, Session
 from storage.settings import StorageSettings
+from tests.announcements import Announcements
 from worker import takeover
 from worker.commit import Committer
 from worker.engine.timing import DeviceClock
@@ -35,20 +36,6 @@ MODEL = "tiny"
 WAIT_S = 60.0
 
 
-class Announced:
-    """In the dispatcher's place: remembers what was announced."""
-
-    def __init__(self) -> None:
-        self.runs: list[str] = []
-
-    def announce_run(self, run_id: str) -> None:
-        """Remember."""
-        self.runs.append(run_id)
-
-    def announce_samples(self) -> None:
-        """Nothing to remember."""
-
-
 class Service:
     """What clients and workers share: rows, objects, one account, one session, one base model."""
 
@@ -56,8 +43,8 @@ class Service:
         self.directory = directory
         self.storage: Storage = open_storage(StorageSettings(data_dir=directory, inline_bytes_max=2048))
         migrate(self.storage.database)
-        self.announced = Announced()
-        self.submitter = Submitter(self.storage, self.announced, Backlog.of(self.storage.database, JobsSettings()))  # type: ignore[arg-type]
+        self.announced = Announcements()
+        self.submitter = Submitter(self.storage, self.announced, Backlog.of(self.storage.database, JobsSettings()))
         self.session = self._make_session()
         self._add_model(model)
         self._num_runs = 0

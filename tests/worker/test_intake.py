@@ -13,6 +13,7 @@ import pytest
 
 from storage import leases
 from storage.leases import Lease
+from tests.announcements import Announcements
 from tests.factories import make_run
 from tests.worker.harness import Service
 from worker import intake as intake_module
@@ -38,17 +39,6 @@ class FetchAtWill:
         if self.error is not None:
             raise self.error
         return SimpleNamespace(run=run, lease=lease, tail=())
-
-
-class Announcements:
-    """Stands in for the dispatcher."""
-
-    def __init__(self) -> None:
-        self.runs: list[str] = []
-
-    def announce_run(self, run_id: str) -> None:
-        """Remember it."""
-        self.runs.append(run_id)
 
 
 class Intake:
