@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from storage import journal, leases, workers
+from storage import journal, leases, replays, workers
 from storage.suspects import Cause
 
 __all__ = ["Cause", "Freed", "cause_of_exit", "count_oom_kills", "note_death"]
@@ -37,12 +37,14 @@ class Freed:
 def note_death(tx: Connection, worker_id: str, cause: Cause, *, now: datetime) -> Freed:
     """Free everything a worker held, and hold its death against what it was executing.
 
-    The training operations that it had begun become suspects; if there were none, the samples that it had claimed.
-    (One thread steps either the one or the others: samples that wait for a training pass to end are innocent.)
+    The training operations that it had begun become suspects; if there were none, the samples that it had claimed and
+    the run that it was replaying; that run alone if nothing else had its turn. (One thread steps either the one or the
+    others: samples that wait for a training pass to end are innocent.)
     """
     runs = leases.release_worker(tx, worker_id)
     num_training = journal.put_back(tx, worker_id=worker_id, cause=cause)
-    of_samples = Cause.STOPPED if num_training else cause
+    was_alone = replays.note_end(tx, runs, Cause.STOPPED if num_training else cause)
+    of_samples = Cause.STOPPED if num_training or was_alone else cause
     num_samples = journal.release_claims(tx, now=now, worker_id=worker_id, cause=of_samples)
     workers.record_stopped(tx, worker_id, ended_by=cause, now=now)
     return Freed(runs, num_samples)

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, or_, select, update
 
-from storage import journal, tables
+from storage import journal, replays, tables
 from storage.errors import LeaseLostError
 from storage.suspects import Cause
 
@@ -31,7 +31,8 @@ class Lease:
 def acquire(tx: Connection, run_id: str, *, worker_id: str, now: datetime, expires_at: datetime) -> Lease:
     """Take a run's lease if it is free, expired or this worker's already; the epoch grows by one.
 
-    Operations that another worker has begun and left become suspects: it has let its lease expire, nobody knows why.
+    What another worker has begun and left becomes suspect, operations and replay: it has let its lease expire, nobody
+    knows why.
 
     Raises:
         LeaseLostError: another worker holds it; says who.
@@ -46,6 +47,7 @@ def acquire(tx: Connection, run_id: str, *, worker_id: str, now: datetime, expir
     if taken is None:
         holder = tx.execute(select(_run.c.lease_worker, _run.c.lease_epoch).where(_run.c.id == run_id)).one()
         raise LeaseLostError(run_id, holder.lease_epoch, holder.lease_worker)
+    replays.note_end(tx, [run_id], Cause.UNKNOWN, but_of=worker_id)
     journal.put_back(tx, run_id=run_id, but_of=worker_id, cause=Cause.UNKNOWN)
     journal.put_back(tx, run_id=run_id, cause=Cause.STOPPED)
     return Lease(run_id, worker_id, taken)
@@ -108,7 +110,7 @@ def release(tx: Connection, lease: Lease) -> None:
     given_up = tx.execute(
         update(_run)
         .where(_run.c.id == lease.run_id, _run.c.lease_epoch == lease.epoch, _run.c.lease_worker == lease.worker_id)
-        .values(lease_worker=None, lease_expires_at=None)
+        .values(lease_worker=None, lease_expires_at=None, replayed_by=None)
     )
     if given_up.rowcount == 1:
         journal.put_back(tx, run_id=lease.run_id, worker_id=lease.worker_id, cause=Cause.STOPPED)

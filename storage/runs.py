@@ -41,6 +41,8 @@ class Run:
         state_seq: last operation whose effect is committed; -1 before the first.
         num_failures: failures recorded so far.
         lease_worker, lease_epoch, lease_expires_at: who may advance it, and until when.
+        replayed_by: the worker that computes its tail again.
+        replays_alone, replay_blame: what deaths during replays have left behind (`replays.py`).
     """
 
     id: str
@@ -58,6 +60,9 @@ class Run:
     lease_worker: str | None
     lease_epoch: int
     lease_expires_at: datetime | None
+    replayed_by: str | None
+    replays_alone: bool
+    replay_blame: int
 
 
 @dataclass(frozen=True)

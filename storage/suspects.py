@@ -42,7 +42,7 @@ class Cause(StrEnum):
 
 BOUND = 60
 _WEIGHT = {Cause.FAULT: 20, Cause.OUT_OF_MEMORY: 20, Cause.UNKNOWN: 6, Cause.HAND: 1}
-_UNIT = {Cause.HAND: 1, Cause.UNKNOWN: 100, Cause.OUT_OF_MEMORY: 100**2, Cause.FAULT: 100**3}
+UNIT = {Cause.HAND: 1, Cause.UNKNOWN: 100, Cause.OUT_OF_MEMORY: 100**2, Cause.FAULT: 100**3}
 _PLAIN = {
     Cause.FAULT: "it crashed, or passed the deadline of a step",
     Cause.OUT_OF_MEMORY: "it ran out of memory",
@@ -64,14 +64,14 @@ def values_after_death(cause: Cause) -> dict[str, Any]:
     suspected = true() if pointing else or_(table.suspect, table.run_id.is_not(None), table.attempts > 1)
     return {
         "suspect": suspected,
-        "blame": table.blame + case((table.alone, _UNIT[cause]), else_=0),
+        "blame": table.blame + case((table.alone, UNIT[cause]), else_=0),
         "alone": false(),
     }
 
 
 def deaths_alone(blame: int) -> Mapping[Cause, int]:
     """How often each cause ended a worker on which an operation ran alone."""
-    return {cause: blame // unit % 100 for cause, unit in _UNIT.items()}
+    return {cause: blame // unit % 100 for cause, unit in UNIT.items()}
 
 
 def is_condemned(blame: int) -> bool:
@@ -79,12 +79,17 @@ def is_condemned(blame: int) -> bool:
     return blame > 0 and sum(_WEIGHT[cause] * number for cause, number in deaths_alone(blame).items()) >= BOUND
 
 
-def sentence(blame: int) -> str:
-    """The error of a condemned operation: what happened and what to change."""
+def history(blame: int) -> str:
+    """What a condemned operation has done, in words."""
     deaths = {cause: number for cause, number in deaths_alone(blame).items() if number}
     how = ", ".join(f"{number} x {_PLAIN[cause]}" for cause, number in sorted(deaths.items(), reverse=True))
+    return f"ended its worker {sum(deaths.values())} times while it ran alone ({how})"
+
+
+def sentence(blame: int) -> str:
+    """The error of a condemned operation: what happened and what to change."""
     return (
-        f"the operation ended its worker {sum(deaths.values())} times while it ran alone ({how}), and is not tried "
-        "again. Submit less at once: fewer or shorter datums, a shorter prompt, fewer samples or tokens. Should a "
-        "small one do the same, tell whoever runs the service: the logs of its workers say where they ended"
+        f"the operation has {history(blame)}, and is not tried again. Submit less at once: fewer or shorter datums, a "
+        "shorter prompt, fewer samples or tokens. Should a small one do the same, tell whoever runs the service: the "
+        "logs of its workers say where they ended"
     )

@@ -138,6 +138,9 @@ run = Table(
     Column("lease_worker", String(128)),
     Column("lease_epoch", BigInteger, nullable=False, server_default="0"),
     Column("lease_expires_at", Timestamp),
+    Column("replayed_by", String(128)),  # the worker that computes its tail again
+    Column("replays_alone", Boolean, nullable=False, server_default=text("false")),
+    Column("replay_blame", Integer, nullable=False, server_default="0"),  # deaths while it was replayed alone
     UniqueConstraint("session_id", "model_seq_id"),
     Index("ix_run_account_created", "account_id", "created_at"),
     Index("ix_run_lease_worker", "lease_worker"),

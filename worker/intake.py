@@ -14,6 +14,7 @@ from datetime import datetime
 import structlog
 
 from jobs.dispatch import Announces
+from storage import replays, suspects
 from storage.errors import LeaseLostError, RowNotFoundError
 from storage.leases import Lease
 from storage.open import Storage
@@ -146,6 +147,8 @@ class RunIntake:
 
     def _fetch(self, run: Run, lease: Lease) -> Takeover:
         reason = self._engine.roster.hopeless(lease)
+        if suspects.is_condemned(run.replay_blame):
+            reason = replays.sentence(run.replay_blame)
         if reason is not None:
             return takeover.without_state(run, lease, reason=reason)
         in_use = self._engine.models_in_use()

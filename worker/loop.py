@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
+from sqlalchemy import Connection
 
-from storage import failpoints, journal, leases, runs, workers
+from storage import failpoints, journal, leases, replays, runs, workers
 from storage.errors import DatabaseUnavailableError, StorageError
 from storage.failpoints import Point
 from storage.leases import Lease
@@ -152,10 +153,12 @@ class EngineLoop(threading.Thread):
         """One turn; False if there was nothing to do."""
         for takeover in self.roster.take_arrived():
             self._begin(takeover)
-        self._overhead(self._samples.admit())
+        is_alone = self._replays_alone()
+        if not is_alone:
+            self._overhead(self._samples.admit())
         self._fetcher.refill(self.roster.active())
         replayed = self._replay_some()
-        worked = self._take_turn()
+        worked = not is_alone and self._take_turn()
         self._store_work()
         self._writeback.offer(self.roster.active())
         self._park()
@@ -185,6 +188,7 @@ class EngineLoop(threading.Thread):
             self._replays.popleft()
             log.warning("takeover_overtaken", run=replay.takeover.run.id, epoch=replay.takeover.lease.epoch)
             return True
+        self._write_down(replay)
         is_short_of_memory = False
         before = replay.num_replayed, replay.num_mismatches
         try:
@@ -210,7 +214,23 @@ class EngineLoop(threading.Thread):
             self._admit(replay)
         return True
 
+    def _replays_alone(self) -> bool:
+        """Whether a worker died with the run that is replayed next: nobody has a turn until it is whole."""
+        return bool(self._replays) and self._replays[0].takeover.run.replays_alone
+
+    def _write_down(self, replay: Replay) -> None:
+        """Say whose replay it was, should this worker not survive it."""
+        if not replay.is_written_down:
+            retrying(lambda: self._record(replays.begin, replay), on_wait=self._note_progress)
+            replay.is_written_down = True
+
+    def _record(self, record: Callable[[Connection, Lease], None], replay: Replay) -> None:
+        with self._storage.database.begin() as tx:
+            record(tx, replay.takeover.lease)
+
     def _admit(self, replay: Replay) -> None:
+        if replay.is_written_down:
+            retrying(lambda: self._record(replays.end, replay), on_wait=self._note_progress)
         run = replay.finish()
         if not self.roster.admit(run):
             log.warning("takeover_overtaken", run=run.id, epoch=run.lease.epoch)

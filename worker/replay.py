@@ -36,6 +36,7 @@ class Replay:
         takeover: what was fetched.
         num_replayed: operations computed again so far.
         num_mismatches: those of them whose outcome was not the one on record.
+        is_written_down: whether the journal knows that this worker has begun it.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Replay:
         self.takeover = takeover
         self.num_replayed = 0
         self.num_mismatches = 0
+        self.is_written_down = False
         self._clock = clock
         self._tokens_max = tokens_max
         self._bound = bound

@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection
 
-from storage import deaths, journal, leases, suspects, workers
+from storage import deaths, journal, leases, replays, suspects, workers
 from storage.database import Database
 from storage.deaths import Freed
 from storage.journal import Operation, Status
 from storage.leases import Lease
-from storage.runs import Run
+from storage.runs import Run, get_run
 from storage.suspects import Cause
 from tests.factories import LATER, NOW, complete, make_operation, make_run, make_sample, make_sampling_session
 
@@ -335,3 +335,126 @@ def test_a_worker_that_lost_its_lease_does_not_write_itself_down(tx: Connection)
     # Then
     left = _now(tx, operation)
     assert (left.worker_id, left.attempts, left.status, left.blame) == ("w", 1, Status.RUNNING, 0)
+
+
+# -------------------------------------------------------------------------------------------------------------- replays
+
+
+def _replay(tx: Connection, run: Run, worker_id: str = "w") -> Lease:
+    lease = _lease(tx, run, worker_id)
+    replays.begin(tx, lease)
+    return lease
+
+
+def _suspicion(tx: Connection, run: Run) -> tuple[str | None, bool, int]:
+    now = get_run(tx, run.id)
+    return now.replayed_by, now.replays_alone, sum(suspects.deaths_alone(now.replay_blame).values())
+
+
+@pytest.mark.parametrize("cause", DEADLY)
+def test_a_run_that_was_being_replayed_is_replayed_alone_from_then_on(tx: Connection, cause: Cause) -> None:
+    # Given
+    run, other = make_run(tx), make_run(tx)
+    _replay(tx, run)
+    _lease(tx, other)
+    # When
+    _die(tx, cause)
+    # Then
+    assert _suspicion(tx, run) == (None, True, 0)
+    assert _suspicion(tx, other) == (None, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("cause", "bound"), [(Cause.FAULT, 3), (Cause.OUT_OF_MEMORY, 3), (Cause.UNKNOWN, 10), (Cause.HAND, 60)]
+)
+def test_only_so_many_deaths_condemn_a_replay(tx: Connection, cause: Cause, bound: int) -> None:
+    # Given
+    run = make_run(tx)
+    condemned = []
+    # When
+    for _ in range(1 + bound):
+        _replay(tx, run)
+        _die(tx, cause)
+        condemned.append(suspects.is_condemned(get_run(tx, run.id).replay_blame))
+    # Then
+    assert condemned == [False] * bound + [True]
+    assert f"ended its worker {bound} times while it ran alone" in replays.sentence(get_run(tx, run.id).replay_blame)
+
+
+def test_a_replay_that_comes_to_its_end_is_above_suspicion(tx: Connection) -> None:
+    # Given
+    run = make_run(tx)
+    for _ in range(3):
+        _replay(tx, run)
+        _die(tx, Cause.FAULT)
+    # When
+    lease = _replay(tx, run)
+    replays.end(tx, lease)
+    # Then
+    assert _suspicion(tx, run) == (None, False, 0)
+
+
+def test_a_replay_is_innocent_of_a_death_in_somebodys_training(tx: Connection) -> None:
+    # Given
+    run, other = make_run(tx), make_run(tx)
+    operation = make_operation(tx, other)
+    _replay(tx, run)
+    _lease(tx, other)
+    _start(tx, [operation])
+    # When
+    _die(tx, Cause.FAULT)
+    # Then
+    assert _suspicion(tx, run) == (None, False, 0)
+    assert _now(tx, operation).suspect
+
+
+def test_samples_are_innocent_of_a_death_in_a_replay_that_was_alone(tx: Connection) -> None:
+    # Given
+    run, sample = make_run(tx), make_sample(tx, make_sampling_session(tx))
+    _replay(tx, run)
+    _die(tx, Cause.FAULT)
+    _replay(tx, run)
+    _claim(tx)
+    # When
+    _die(tx, Cause.FAULT)
+    # Then
+    assert _suspicion(tx, run) == (None, True, 1)
+    assert not _now(tx, sample).suspect
+
+
+def test_a_replay_and_samples_that_took_turns_are_both_suspected(tx: Connection) -> None:
+    # Given
+    run, sample = make_run(tx), make_sample(tx, make_sampling_session(tx))
+    _replay(tx, run)
+    _claim(tx)
+    # When
+    _die(tx, Cause.FAULT)
+    # Then
+    assert _suspicion(tx, run) == (None, True, 0)
+    assert _now(tx, sample).suspect
+
+
+def test_a_lease_that_expires_in_a_replay_makes_it_suspect_and_one_that_is_given_up_does_not(tx: Connection) -> None:
+    # Given
+    expired, given_up, taken_anew = make_run(tx), make_run(tx), make_run(tx)
+    for run in (expired, taken_anew):
+        _replay(tx, run)
+    leases.release(tx, _replay(tx, given_up))
+    # When
+    leases.acquire(tx, expired.id, worker_id="other", now=AFTER, expires_at=AFTER + timedelta(seconds=1))
+    _lease(tx, taken_anew)
+    # Then
+    assert _suspicion(tx, expired) == (None, True, 0)
+    assert _suspicion(tx, given_up) == (None, False, 0)
+    assert _suspicion(tx, taken_anew) == (None, False, 0)
+
+
+def test_who_has_lost_the_lease_says_nothing_of_a_replay(tx: Connection) -> None:
+    # Given
+    run = make_run(tx)
+    lost = _lease(tx, run)
+    leases.acquire(tx, run.id, worker_id="other", now=AFTER, expires_at=AFTER + timedelta(seconds=1))
+    # When
+    replays.begin(tx, lost)
+    # Then
+    assert _suspicion(tx, run) == (None, False, 0)

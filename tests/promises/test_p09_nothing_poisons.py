@@ -9,7 +9,7 @@ import pytest
 from storage.failpoints import Point
 from tests.promises.kit import PROGRAM, PatientWire, batch, billed
 from tests.setups.deployment import Deployment
-from tests.setups.poison.sitecustomize import CRASH
+from tests.setups.poison.sitecustomize import CRASH, NOT_TO_BE_REPLAYED
 from tests.tiny_model import VOCAB_SIZE
 from tests.wire.messages import datum, forward_backward
 
@@ -139,3 +139,25 @@ def test_an_operation_that_keeps_killing_its_workers_fails_alone(
     assert [wire.result(request_id) for request_id in beside] == undisturbed[0]
     assert wire.result(wire.submit_protobuf(forward_backward(victim, 3, batch(1)))) == undisturbed[0][0]
     assert [operation.usage for operation in billed(service, run=victim)[1:3]] == [[], []]
+
+
+def test_a_replay_that_keeps_killing_its_workers_is_given_up_alone(
+    service: Deployment, wire: PatientWire, undisturbed: Undisturbed
+) -> None:
+    # given a run whose first operation has completed, and cannot be computed again without a crash
+    innocent, victim = wire.run(0), wire.run(1)
+    (service.directory / "data" / NOT_TO_BE_REPLAYED).write_text(victim)
+
+    # when its worker dies before the state is written back, the next one replays it, dies, and so on
+    service.arm(Point.COMMITTED)
+    done = wire.submit_seq(victim, 1)
+    service.fired(Point.COMMITTED)
+    behind = wire.submit_seq(victim, 2)
+    beside = [wire.submit_seq(innocent, seq) for seq in PROGRAM]
+    failure = wire.failure(behind)
+
+    # then the run's operations fail and say so; what was done stays done, and the other run has not noticed
+    assert "cannot be brought back" in failure["error"]
+    assert "3 x it crashed" in failure["error"]
+    assert wire.result(done) == undisturbed[0][0]
+    assert [wire.result(request_id) for request_id in beside] == undisturbed[0]

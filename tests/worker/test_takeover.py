@@ -23,7 +23,8 @@ from jobs.operations import (
     SaveForSampler,
     SaveState,
 )
-from storage import journal, leases, runs, snapshots, tables, workers
+from storage import deaths, journal, leases, replays, runs, snapshots, tables, workers
+from storage.deaths import Cause
 from storage.errors import DamagedObjectError
 from storage.runs import Run
 from storage.snapshots import Snapshot
@@ -33,8 +34,11 @@ from tests.worker.harness import WAIT_S, Engine, Service
 from tests.worker.test_loop import get_run, learn
 from worker import replay as replay_module
 from worker import takeover
+from worker.active_run import ActiveRun
 from worker.engine.trainer import Trainer, TrainRequest
+from worker.replay import Replay
 from worker.residency import SamplingAdapters
+from worker.train_turn import TrainTurn
 
 STEP = OptimStep(learning_rate=1e-2)
 BODIES = [body for step in range(4) for body in (learn(step), learn(step + 10, length=40), STEP)]
@@ -82,6 +86,16 @@ def die(service: Service, name: str) -> None:
     """To the database a worker is dead; it has handed nothing over."""
     with service.storage.database.begin() as tx:
         leases.release_worker(tx, name)
+
+
+def die_replaying(service: Service, run: Run) -> None:
+    """Play a worker that replays a run and crashes."""
+    database = service.storage.database
+    with database.begin() as tx:
+        now = database.now(tx)
+        lease = leases.acquire(tx, run.id, worker_id="dead", now=now, expires_at=now + timedelta(seconds=10))
+        replays.begin(tx, lease)
+        deaths.note_death(tx, "dead", Cause.FAULT, now=now)
 
 
 def register(service: Service, name: str) -> None:
@@ -253,6 +267,45 @@ def test_a_replay_that_gives_another_result_is_an_alarm(
     assert [line["seq"] for line in logs if line["event"] == "replay_mismatch"] == [3, 6]
     worker = row_of(service, successor)
     assert (worker.num_replayed, worker.num_replay_mismatches) == (4, 2)
+
+
+@pytest.mark.parametrize("is_suspect", [False, True])
+def test_others_have_their_turns_during_a_replay_unless_it_is_suspect(
+    service: Service, successor: Engine, monkeypatch: pytest.MonkeyPatch, is_suspect: bool
+) -> None:
+    # given a run whose worker has died, in a replay or not, and another one that has work
+    run, other = interrupted(service, snapshots_at=(2,), last=9), service.create_run(seed=8)
+    if is_suspect:
+        die_replaying(service, run)
+    steps: list[str] = []
+    advance, take = Replay.advance, TrainTurn.take
+
+    def noted_advance(self: Replay) -> None:
+        assert get_run(service, run).replayed_by == "worker-b"
+        if "replay" not in steps and not any(active.is_ready for active in successor.loop.roster.active()):
+            return  # the replay begins as soon as the other run could have its turn
+        steps.append("replay")
+        advance(self)
+
+    def noted_take(self: TrainTurn, runs: Sequence[ActiveRun], *, tokens_max: int) -> Any:
+        steps.append("turn")
+        return take(self, runs, tokens_max=tokens_max)
+
+    monkeypatch.setattr(Replay, "advance", noted_advance)
+    monkeypatch.setattr(TrainTurn, "take", noted_take)
+
+    # when a worker takes both
+    waiting = [service.submit(other, seq, BODIES[seq - 1]) for seq in (1, 2, 3)]
+    successor.take(run)
+    successor.take(other)
+    train(service, successor, run, 10, 12)
+    service.encoded(waiting)
+
+    # then the other waits only for a replay that is suspect; and a replay that has come to its end is no more so
+    last_replay = len(steps) - steps[::-1].index("replay")
+    assert ("turn" in steps[steps.index("replay") : last_replay]) != is_suspect
+    whole = get_run(service, run)
+    assert (whole.replayed_by, whole.replays_alone, whole.replay_blame) == (None, False, 0)
 
 
 def test_a_replay_that_finds_no_memory_goes_on_one_by_one(

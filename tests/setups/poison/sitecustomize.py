@@ -16,6 +16,8 @@ from typing import Any
 
 CRASH, HANG_THEN_CRASH, WANT_MEMORY = 0, 1, 2
 """Special tokens, which random data do not have."""
+NOT_TO_BE_REPLAYED = "not-to-be-replayed"
+"""A file in the data directory with the run whose replay crashes."""
 SPARE_BYTES = 1 << 28
 
 
@@ -57,9 +59,10 @@ def take_effect(tokens: Sequence[int]) -> None:
 def poison_worker() -> None:
     """Have trainer and sampler look at what they are given."""
     from worker.engine.trainer import Trainer
+    from worker.replay import Replay
     from worker.sampler.sampler import Sampler
 
-    train, submit, step = Trainer.run, Sampler.submit, Sampler.step
+    train, submit, step, advance = Trainer.run, Sampler.submit, Sampler.step, Replay.advance
     prompts: list[Sequence[int]] = []
 
     def poisoned_train(self: Trainer, requests: Sequence[Any], **arguments: Any) -> Any:
@@ -78,7 +81,14 @@ def poison_worker() -> None:
         prompts.clear()
         return step(self)
 
+    def poisoned_advance(self: Replay) -> None:
+        named = Path(os.environ["PIECEWORK_DATA_DIR"], NOT_TO_BE_REPLAYED)
+        if named.exists() and self.takeover.run.id == named.read_text():
+            crash()
+        advance(self)
+
     Trainer.run, Sampler.submit, Sampler.step = poisoned_train, poisoned_submit, poisoned_step  # type: ignore[method-assign, assignment]
+    Replay.advance = poisoned_advance  # type: ignore[method-assign]
 
 
 if sys.orig_argv[2:4] == ["-m", "worker"]:
