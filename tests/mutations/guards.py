@@ -307,8 +307,20 @@ DEATHS = (
     Guard(
         "the innocence of those in company",
         "an operation would fail for deaths that its neighbours caused",
-        (Change("storage/suspects.py", "case((table.alone, _UNIT[cause]), else_=0)", "_UNIT[cause]"),),
+        (Change("storage/suspects.py", "case((table.alone, UNIT[cause]), else_=0)", "UNIT[cause]"),),
         (f"{_DEATHS}::test_deaths_in_company_condemn_nobody",),
+    ),
+    Guard(
+        "the blame of a replay",
+        "a run whose replay ends its worker would end one after the other for ever",
+        (
+            Change(
+                "storage/deaths.py",
+                "replays.note_end(tx, runs, Cause.STOPPED if num_training else cause)",
+                "False",
+            ),
+        ),
+        (f"{_DEATHS}::test_only_so_many_deaths_condemn_a_replay",),
     ),
     Guard(
         "the write-down of a holder alone",
