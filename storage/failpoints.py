@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -87,4 +88,5 @@ def _do(order: str) -> None:
     if action == "pause":
         time.sleep(float(argument))
     else:
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[action])
+        # To this thread: a signal to the process may reach another one first, and this one would go on for a moment.
+        signal.pthread_kill(threading.get_ident(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[action])
