@@ -11,7 +11,7 @@ import structlog
 from jobs.dispatch import Announces
 from jobs.reminders import Reminders, Waiting
 from jobs.settings import JobsSettings
-from storage import failpoints, ids, journal
+from storage import claims, failpoints, ids, journal
 from storage.database import Database
 from storage.failpoints import Point
 
@@ -50,11 +50,11 @@ def sweep(
     closed = close_gaps(database, publish, gap_timeout_s=settings.gap_timeout_s)
     with database.begin() as tx:
         now = database.now(tx)
-        released = journal.release_claims(tx, now=now)
+        released = claims.release_claims(tx, now=now)
     with database.read() as tx:
         stalled_since = now - timedelta(seconds=settings.stalled_after_s)
         stalled = journal.stalled_runs(tx, now=now, accepted_before=stalled_since, limit=STALLED_MAX)
-        sample = journal.oldest_waiting_sample(tx)
+        sample = claims.oldest_waiting_sample(tx)
     waiting = [Waiting(run.id, (run.state_seq, run.lease_epoch, run.held), held=run.held) for run in stalled]
     if sample is not None:
         waiting.insert(0, Waiting(SAMPLES, sample))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from storage import journal, leases, replays, workers
+from storage import claims, journal, leases, replays, workers
 from storage.suspects import Cause
 
 __all__ = ["Cause", "Freed", "cause_of_exit", "count_oom_kills", "note_death"]
@@ -45,7 +45,7 @@ def note_death(tx: Connection, worker_id: str, cause: Cause, *, now: datetime) -
     num_training = journal.put_back(tx, worker_id=worker_id, cause=cause)
     was_alone = replays.note_end(tx, runs, Cause.STOPPED if num_training else cause)
     of_samples = Cause.STOPPED if num_training or was_alone else cause
-    num_samples = journal.release_claims(tx, now=now, worker_id=worker_id, cause=of_samples)
+    num_samples = claims.release_claims(tx, now=now, worker_id=worker_id, cause=of_samples)
     workers.record_stopped(tx, worker_id, ended_by=cause, now=now)
     return Freed(runs, num_samples)
 

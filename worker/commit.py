@@ -16,7 +16,7 @@ from billing import usage as usage_records
 from billing.usage import Usage
 from jobs import operations
 from jobs.operations import Category, Failure, Outcome
-from storage import failpoints, journal, keys, leases, payloads
+from storage import claims, failpoints, journal, keys, leases, payloads
 from storage.checkpoints import CheckpointExistsError
 from storage.errors import (
     ClaimLostError,
@@ -202,7 +202,7 @@ class Committer:
         decided = written.status in (journal.Status.COMPLETED, journal.Status.FAILED)
         if decided and (written.attempts, written.worker_id) == (operation.attempts, self._worker_id):
             return  # an earlier try of this very commit took effect
-        journal.check_claim(tx, operation, worker_id=self._worker_id)
+        claims.check_claim(tx, operation, worker_id=self._worker_id)
         now = self._storage.database.now(tx)
         if isinstance(commit.outcome, Failure):
             refusal = Refusal(commit.outcome.error, commit.outcome.category)

@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 from sqlalchemy import Connection
 
-from storage import failpoints, journal, leases, replays, runs, workers
+from storage import claims, failpoints, leases, replays, runs, workers
 from storage.errors import DatabaseUnavailableError, StorageError
 from storage.failpoints import Point
 from storage.leases import Lease
@@ -104,8 +104,8 @@ class EngineLoop(threading.Thread):
         with database.begin() as tx:
             expires_at = database.after(tx, self._settings.lease_s)
             kept = set(leases.renew(tx, asked, expires_at=expires_at))
-            journal.renew_claims(tx, list(claimed), worker_id=self._worker_id, expires_at=expires_at)
-            standing = journal.standing_claims(tx, list(claimed), worker_id=self._worker_id)
+            claims.renew_claims(tx, list(claimed), worker_id=self._worker_id, expires_at=expires_at)
+            standing = claims.standing_claims(tx, list(claimed), worker_id=self._worker_id)
             silent_since = database.after(tx, -self._settings.client_silent_s)
             alone = runs.without_client(tx, [lease.run_id for lease in asked], silent_since=silent_since)
             workers.record_seen(tx, self._worker_id, now=database.now(tx))

@@ -10,7 +10,7 @@ import structlog
 
 from jobs import operations
 from jobs.operations import Category, Failure
-from storage import failpoints, journal, runs, suspects
+from storage import claims, failpoints, runs, suspects
 from storage.failpoints import Point
 from storage.journal import Operation
 from storage.open import Storage
@@ -107,7 +107,7 @@ class SampleFeeder(threading.Thread):
         if room <= 0:
             return False
         with self._storage.database.read() as tx:
-            suspect, others = journal.samples_wait(tx, suspect=True), journal.samples_wait(tx)
+            suspect, others = claims.samples_wait(tx, suspect=True), claims.samples_wait(tx)
         if suspect and (self._suspects.is_due or not others):
             return not held and self._bring(self._claim_suspect)
         return others and self._bring(lambda: self._claim(room))
@@ -133,12 +133,12 @@ class SampleFeeder(threading.Thread):
     def _give_back(self, claimed: Sequence[Operation]) -> None:
         """Let others try; else the claims would expire, as if a worker had died with them."""
         with self._storage.database.begin() as tx:
-            journal.give_back(tx, [operation.id for operation in claimed], worker_id=self._worker_id)
+            claims.give_back(tx, [operation.id for operation in claimed], worker_id=self._worker_id)
 
     def _claim(self, limit: int) -> Sequence[Operation]:
         database = self._storage.database
         with database.begin() as tx:
-            return journal.claim_samples(
+            return claims.claim_samples(
                 tx,
                 worker_id=self._worker_id,
                 limit=limit,
@@ -150,7 +150,7 @@ class SampleFeeder(threading.Thread):
     def _claim_suspect(self) -> Sequence[Operation]:
         database = self._storage.database
         with database.begin() as tx:
-            claimed = journal.claim_suspect(
+            claimed = claims.claim_suspect(
                 tx,
                 worker_id=self._worker_id,
                 now=database.now(tx),

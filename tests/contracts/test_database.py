@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 
 from billing import usage
-from storage import accounts, base_models, checkpoints, journal, runs, tables, workers
+from storage import accounts, base_models, checkpoints, claims, journal, runs, tables, workers
 from storage.database import Database
 from storage.errors import DatabaseUnavailableError, RowNotFoundError
 from storage.migrate import is_current, migrate
@@ -457,7 +457,7 @@ def test_a_sample_is_claimed_by_one_of_those_who_ask_at_once(database: Database)
 
     def claim(place: int) -> list[int]:
         with database.begin() as tx:
-            claimed = journal.claim_samples(
+            claimed = claims.claim_samples(
                 tx,
                 worker_id=f"w{place}",
                 limit=4,
@@ -468,9 +468,9 @@ def test_a_sample_is_claimed_by_one_of_those_who_ask_at_once(database: Database)
             return [operation.seq for operation in claimed]
 
     # When
-    claims = at_once(claim)
+    taken_at_once = at_once(claim)
     # Then
-    taken = [seq for claimed in claims for seq in claimed]
+    taken = [seq for claimed in taken_at_once for seq in claimed]
     assert len(taken) == len(set(taken))
 
 

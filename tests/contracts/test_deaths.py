@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection
 
-from storage import deaths, journal, leases, replays, suspects, workers
+from storage import claims, deaths, journal, leases, replays, suspects, workers
 from storage.database import Database
 from storage.deaths import Freed
 from storage.journal import Operation, Status
@@ -38,10 +38,10 @@ def _start(tx: Connection, operations: Sequence[Operation], worker_id: str = "w"
 
 
 def _claim(tx: Connection, worker_id: str = "w") -> Sequence[Operation]:
-    claimed = journal.claim_samples(tx, worker_id=worker_id, limit=10, now=NOW, expires_at=LATER, skip_locked=False)
+    claimed = claims.claim_samples(tx, worker_id=worker_id, limit=10, now=NOW, expires_at=LATER, skip_locked=False)
     if claimed:
         return claimed
-    suspect = journal.claim_suspect(tx, worker_id=worker_id, now=NOW, expires_at=LATER, skip_locked=False)
+    suspect = claims.claim_suspect(tx, worker_id=worker_id, now=NOW, expires_at=LATER, skip_locked=False)
     return [] if suspect is None else [suspect]
 
 
@@ -286,7 +286,7 @@ def test_an_expired_claim_counts_as_a_death_of_unknown_cause(tx: Connection) -> 
     # When
     for _ in range(4):
         _claim(tx)
-        journal.release_claims(tx, now=AFTER)
+        claims.release_claims(tx, now=AFTER)
         blames.append(suspects.deaths_alone(_now(tx, sample).blame)[Cause.UNKNOWN])
     # Then
     assert blames == [0, 0, 1, 2]

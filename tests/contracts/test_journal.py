@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import Connection, event
 
-from storage import journal, leases, runs, snapshots
+from storage import claims, journal, leases, runs, snapshots
 from storage.database import Database
 from storage.errors import ClaimLostError, RowNotFoundError
 from storage.journal import Amount, Operation, Refusal, Status
@@ -252,7 +252,7 @@ def test_those_that_are_finished_are_found_among_very_many(tx: Connection, run: 
 def _claim(tx: Connection, worker_id: str = "w", *, limit: int = 10, expires_in_s: int = 10) -> list[Operation]:
     expires_at = NOW + timedelta(seconds=expires_in_s)
     return list(
-        journal.claim_samples(tx, worker_id=worker_id, limit=limit, now=NOW, expires_at=expires_at, skip_locked=False)
+        claims.claim_samples(tx, worker_id=worker_id, limit=limit, now=NOW, expires_at=expires_at, skip_locked=False)
     )
 
 
@@ -260,7 +260,7 @@ def test_samples_are_claimed_oldest_first_and_once(tx: Connection) -> None:
     # Given
     sampling = make_sampling_session(tx)
     samples = [make_sample(tx, sampling, seq) for seq in (5, 1, 3)]
-    assert journal.samples_wait(tx)
+    assert claims.samples_wait(tx)
     # When
     first, second, third = _claim(tx, "a", limit=2), _claim(tx, "b"), _claim(tx, "c")
     # Then
@@ -268,7 +268,7 @@ def test_samples_are_claimed_oldest_first_and_once(tx: Connection) -> None:
     assert [op.id for op in second] == [samples[2].id]
     assert third == []
     assert [(op.status, op.worker_id, op.attempts) for op in second] == [(Status.RUNNING, "b", 1)]
-    assert not journal.samples_wait(tx)
+    assert not claims.samples_wait(tx)
 
 
 def _queue(tx: Connection, account: str, num: int) -> list[Operation]:
@@ -314,7 +314,7 @@ def test_a_training_operation_is_never_claimed_as_a_sample(tx: Connection, run: 
     make_operation(tx, run)
     # Then
     assert _claim(tx) == []
-    assert not journal.samples_wait(tx)
+    assert not claims.samples_wait(tx)
 
 
 def test_a_claim_stands_until_it_is_released(tx: Connection) -> None:
@@ -322,12 +322,12 @@ def test_a_claim_stands_until_it_is_released(tx: Connection) -> None:
     make_sample(tx, make_sampling_session(tx))
     (claimed,) = _claim(tx, expires_in_s=10)
     # When
-    early = journal.release_claims(tx, now=NOW + timedelta(seconds=9))
-    journal.check_claim(tx, claimed, worker_id="w")
+    early = claims.release_claims(tx, now=NOW + timedelta(seconds=9))
+    claims.check_claim(tx, claimed, worker_id="w")
     # Then
     assert early == 0
     with pytest.raises(ClaimLostError):
-        journal.check_claim(tx, claimed, worker_id="another")
+        claims.check_claim(tx, claimed, worker_id="another")
 
 
 def test_an_expired_claim_goes_to_another_attempt_and_the_first_is_lost(tx: Connection) -> None:
@@ -335,15 +335,15 @@ def test_an_expired_claim_goes_to_another_attempt_and_the_first_is_lost(tx: Conn
     make_sample(tx, make_sampling_session(tx))
     (slow,) = _claim(tx, "slow", expires_in_s=10)
     # When
-    assert journal.release_claims(tx, now=NOW + timedelta(seconds=11)) == 1
+    assert claims.release_claims(tx, now=NOW + timedelta(seconds=11)) == 1
     with pytest.raises(ClaimLostError):
-        journal.check_claim(tx, slow, worker_id="slow")
+        claims.check_claim(tx, slow, worker_id="slow")
     (again,) = _claim(tx, "slow")
     # Then
     assert again.attempts == 2
-    journal.check_claim(tx, again, worker_id="slow")
+    claims.check_claim(tx, again, worker_id="slow")
     with pytest.raises(ClaimLostError):
-        journal.check_claim(tx, slow, worker_id="slow")
+        claims.check_claim(tx, slow, worker_id="slow")
 
 
 def test_a_renewed_claim_lasts_longer(tx: Connection) -> None:
@@ -351,10 +351,10 @@ def test_a_renewed_claim_lasts_longer(tx: Connection) -> None:
     make_sample(tx, make_sampling_session(tx))
     (claimed,) = _claim(tx, expires_in_s=10)
     # When
-    journal.renew_claims(tx, [claimed.id], worker_id="w", expires_at=LATER)
+    claims.renew_claims(tx, [claimed.id], worker_id="w", expires_at=LATER)
     # Then
-    assert journal.release_claims(tx, now=NOW + timedelta(seconds=60)) == 0
-    assert journal.release_claims(tx, now=LATER + timedelta(seconds=1)) == 1
+    assert claims.release_claims(tx, now=NOW + timedelta(seconds=60)) == 0
+    assert claims.release_claims(tx, now=LATER + timedelta(seconds=1)) == 1
 
 
 def test_all_claims_of_a_dead_worker_are_released_and_no_others(tx: Connection) -> None:
@@ -364,7 +364,7 @@ def test_all_claims_of_a_dead_worker_are_released_and_no_others(tx: Connection) 
     _claim(tx, "dead", limit=1)
     _claim(tx, "alive")
     # When
-    released = journal.release_claims(tx, now=NOW, worker_id="dead")
+    released = claims.release_claims(tx, now=NOW, worker_id="dead")
     # Then
     assert released == 1
     assert (_status(tx, mine), _status(tx, others)) == (Status.QUEUED, Status.RUNNING)
@@ -382,8 +382,8 @@ def test_a_cancelled_sample_is_final_and_only_its_account_cancels_it(tx: Connect
     assert not journal.cancel(tx, sample.request_id, account_id=sampling.account_id, now=NOW)
     assert _status(tx, sample) == Status.CANCELLED
     with pytest.raises(ClaimLostError):
-        journal.check_claim(tx, claimed, worker_id="w")
-    assert journal.release_claims(tx, now=LATER) == 0
+        claims.check_claim(tx, claimed, worker_id="w")
+    assert claims.release_claims(tx, now=LATER) == 0
 
 
 def test_a_training_operation_cannot_be_cancelled(tx: Connection, run: Run) -> None:
@@ -422,7 +422,7 @@ def test_queued_samples_are_found_without_reading_what_else_is_queued(tx: Connec
     _queue(tx, "b", 2)
     # When
     with _plans(tx) as plans:
-        journal.samples_wait(tx)
+        claims.samples_wait(tx)
         _claim(tx, limit=3)
     # Then every query but the one that reads what was claimed
     assert ["ix_operation_open_samples" in plan for plan in plans] == [True] * 6 + [False]
@@ -435,9 +435,9 @@ def test_suspect_samples_are_found_without_reading_the_queue(tx: Connection) -> 
     _queue(tx, "a", 2)
     # When
     with _plans(tx) as plans:
-        assert not journal.samples_wait(tx, suspect=True)
+        assert not claims.samples_wait(tx, suspect=True)
         expires_at = NOW + timedelta(seconds=10)
-        assert journal.claim_suspect(tx, worker_id="w", now=NOW, expires_at=expires_at, skip_locked=False) is None
+        assert claims.claim_suspect(tx, worker_id="w", now=NOW, expires_at=expires_at, skip_locked=False) is None
     # Then
     assert ["ix_operation_suspect_samples" in plan for plan in plans] == [True, True]
 

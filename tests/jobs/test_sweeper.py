@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from jobs import sweeper
 from jobs.reminders import Reminders
 from jobs.settings import JobsSettings
-from storage import journal, leases
+from storage import claims, journal, leases
 from storage.clock import FrozenClock
 from storage.database import Database
 from storage.journal import Status
@@ -191,7 +191,7 @@ def test_samples_of_a_worker_that_is_gone_are_put_back_and_announced(
     with database.begin() as tx:
         sample = make_sample(tx, make_sampling_session(tx))
         expires_at = clock.now() + timedelta(seconds=10)
-        journal.claim_samples(tx, worker_id="gone", limit=1, now=clock.now(), expires_at=expires_at, skip_locked=False)
+        claims.claim_samples(tx, worker_id="gone", limit=1, now=clock.now(), expires_at=expires_at, skip_locked=False)
     assert (_sweep(database, announced, published).claims_released, announced.samples) == (0, 0)
     # When
     clock.advance(11)

@@ -167,7 +167,7 @@ FENCES = (
         "two workers would complete one sample, or one that was cancelled",
         (
             Change(
-                "storage/journal.py",
+                "storage/claims.py",
                 "values(claim_expires_at=None)).rowcount != 1:",
                 "values(claim_expires_at=None)) is None:",
             ),
@@ -280,7 +280,7 @@ REMINDERS = (
     Guard(
         "the sweeper of samples",
         "samples that a dead worker had claimed would wait for ever",
-        (Change("jobs/sweeper.py", "released = journal.release_claims(tx, now=now)", "released = 0"),),
+        (Change("jobs/sweeper.py", "released = claims.release_claims(tx, now=now)", "released = 0"),),
         (f"{_SWEEPER}::test_samples_of_a_worker_that_is_gone_are_put_back_and_announced",),
     ),
     Guard(

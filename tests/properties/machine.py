@@ -18,7 +18,7 @@ from sqlalchemy import Connection, select
 
 from jobs import sweeper as jobs_sweeper
 from jobs.operations import Failure, OptimStepOutcome, Outcome
-from storage import deaths, journal, keys, leases, payloads, runs, snapshots, sweeper, tables
+from storage import claims, deaths, journal, keys, leases, payloads, runs, snapshots, sweeper, tables
 from storage.errors import DatabaseUnavailableError, LeaseLostError, UploadGoneError
 from storage.journal import Operation, Refusal
 from storage.leases import Lease
@@ -328,10 +328,10 @@ class JournalMachine(RuleBasedStateMachine):
         with self.database.begin() as tx:
             times = {"now": self.database.now(tx), "expires_at": self.database.after(tx, LEASE_S)}
             if suspect:
-                found = journal.claim_suspect(tx, worker_id=worker, skip_locked=False, **times)
+                found = claims.claim_suspect(tx, worker_id=worker, skip_locked=False, **times)
                 claimed: Sequence[Operation] = [] if found is None else [found]
             else:
-                claimed = journal.claim_samples(tx, worker_id=worker, limit=limit, skip_locked=False, **times)
+                claimed = claims.claim_samples(tx, worker_id=worker, limit=limit, skip_locked=False, **times)
         self.claims.extend((worker, operation) for operation in claimed)
 
     @precondition(lambda self: self.claims)
@@ -357,7 +357,7 @@ class JournalMachine(RuleBasedStateMachine):
         """A worker keeps its samples."""
         mine = [operation.id for holder, operation in self.claims if holder == worker]
         with self.database.begin() as tx:
-            journal.renew_claims(tx, mine, worker_id=worker, expires_at=self.database.after(tx, LEASE_S))
+            claims.renew_claims(tx, mine, worker_id=worker, expires_at=self.database.after(tx, LEASE_S))
 
     # -------------------------------------------------------------------------------------------------- time, sweepers
 
@@ -370,7 +370,7 @@ class JournalMachine(RuleBasedStateMachine):
     def sweep_work(self) -> None:
         """The sweeper of stalled work: expired claims are free again, gaps that timed out are closed."""
         with self.database.begin() as tx:
-            journal.release_claims(tx, now=self.database.now(tx))
+            claims.release_claims(tx, now=self.database.now(tx))
         jobs_sweeper.close_gaps(self.database, lambda _: None, gap_timeout_s=GAP_TIMEOUT_S)
 
     @rule()

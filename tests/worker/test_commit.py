@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, select
 from billing import usage
 from jobs import operations
 from jobs.operations import Failure, OptimStepOutcome, Outcome, SampleOutcome, Saved
-from storage import checkpoints, journal, leases, retry, runs, tables, uploads
+from storage import checkpoints, claims, journal, leases, retry, runs, tables, uploads
 from storage.clock import FrozenClock
 from storage.errors import DatabaseUnavailableError, LeaseLostError, ObjectStoreUnavailableError
 from storage.journal import Status
@@ -303,7 +303,7 @@ def _claimed(storage: Storage, clock: FrozenClock) -> tuple[SamplingSession, jou
         session = make_sampling_session(tx)
         make_sample(tx, session)
         expires_at = clock.now() + timedelta(seconds=10)
-        (operation,) = journal.claim_samples(
+        (operation,) = claims.claim_samples(
             tx, worker_id="w", limit=1, now=clock.now(), expires_at=expires_at, skip_locked=False
         )
     return session, operation
@@ -335,7 +335,7 @@ def test_a_sample_whose_claim_was_lost_is_discarded_with_its_usage(
     session, operation = _claimed(storage, clock)
     clock.advance(11)
     with storage.database.begin() as tx:
-        journal.release_claims(tx, now=clock.now())
+        claims.release_claims(tx, now=clock.now())
     # When
     committer.commit_samples([_drawn(session, operation)])
     # Then
@@ -350,9 +350,9 @@ def test_two_attempts_at_one_sample_complete_it_once(
     session, first = _claimed(storage, clock)
     clock.advance(11)
     with storage.database.begin() as tx:
-        journal.release_claims(tx, now=clock.now())
+        claims.release_claims(tx, now=clock.now())
         expires_at = clock.now() + timedelta(seconds=10)
-        (second,) = journal.claim_samples(
+        (second,) = claims.claim_samples(
             tx, worker_id="w", limit=1, now=clock.now(), expires_at=expires_at, skip_locked=False
         )
     # When

@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from jobs import operations
 from jobs.operations import Failure
-from storage import journal, tables
+from storage import claims, journal, tables
 from storage.clock import FrozenClock
 from storage.errors import ObjectStoreUnavailableError
 from storage.journal import Operation, Status
@@ -204,7 +204,7 @@ def test_claims_that_storage_cannot_serve_are_given_back_and_held_against_nobody
     assert (left.status, left.blame, bench.turn.claims()) == (Status.QUEUED, 0, {})
     with bench.storage.database.begin() as tx:
         later = bench.storage.database.now(tx) + timedelta(seconds=100)
-        assert journal.release_claims(tx, now=later) == 0
+        assert claims.release_claims(tx, now=later) == 0
 
 
 def _row(bench: Bench, operation: Operation) -> Operation:
