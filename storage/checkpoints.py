@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, insert, or_, select, update
 
 from storage import tables, uploads
 from storage.errors import RowNotFoundError
@@ -78,7 +78,7 @@ def publish(
     before = find(tx, path, now=now)
     if before is not None and not overwrite:
         raise CheckpointExistsError(f"{path} exists already; save under another name or with overwrite=True")
-    _remove_row(tx, path)
+    _remove_row(tx, _at(path))
     stored: dict[str, Mapping[str, Any]] = {object_key: {"size": size_bytes}}
     stored |= {file["key"]: file for file in files.values()}
     for key, file in stored.items():
@@ -168,15 +168,13 @@ def remove(tx: Connection, account_id: str, path: CheckpointPath, *, now: dateti
     checkpoint = find(tx, path, now=now)
     if checkpoint is None or checkpoint.account_id != account_id:
         raise RowNotFoundError("checkpoint", str(path))
-    _remove_row(tx, path)
+    _remove_row(tx, _at(path))
 
 
 def remove_expired(tx: Connection, *, now: datetime, limit: int) -> int:
     """Delete checkpoints whose time has come; returns how many."""
-    rows = tx.execute(select(_table).where(_table.c.expires_at <= now).limit(limit)).all()
-    for row in rows:
-        _remove_row(tx, Checkpoint(**row._mapping).path)
-    return len(rows)
+    ids = tx.execute(select(_table.c.id).where(_table.c.expires_at <= now).limit(limit)).scalars().all()
+    return sum(_remove_row(tx, _table.c.id == id_, _table.c.expires_at <= now) for id_ in ids)
 
 
 def _change(tx: Connection, account_id: str, path: CheckpointPath, now: datetime, **values: object) -> None:
@@ -186,12 +184,13 @@ def _change(tx: Connection, account_id: str, path: CheckpointPath, now: datetime
     tx.execute(update(_table).where(_at(path)).values(**values))
 
 
-def _remove_row(tx: Connection, path: CheckpointPath) -> None:
-    row = tx.execute(select(_table).where(_at(path))).one_or_none()
+def _remove_row(tx: Connection, *which: ColumnElement[bool]) -> bool:
+    """Remove the one checkpoint there is of this description; whether it was there still."""
+    row = tx.execute(delete(_table).where(*which).returning(_table.c.object_key, _table.c.files)).one_or_none()
     if row is None:
-        return
-    tx.execute(delete(_table).where(_table.c.id == row.id))
+        return False
     release_unneeded(tx, [row.object_key, *(file["key"] for file in row.files.values())])
+    return True
 
 
 def release_unneeded(tx: Connection, keys: Iterable[str]) -> None:

@@ -161,16 +161,25 @@ def standing_claims(tx: Connection, operation_ids: Sequence[int], *, worker_id: 
     return set(tx.execute(query).scalars())
 
 
-def release_claims(tx: Connection, *, now: datetime, worker_id: str | None = None, cause: Cause = Cause.UNKNOWN) -> int:
+def release_claims(
+    tx: Connection,
+    *,
+    now: datetime,
+    worker_id: str | None = None,
+    cause: Cause = Cause.UNKNOWN,
+    had_company: bool = False,
+) -> int:
     """Put samples back whose claim expired, or all that a worker (known to be gone) has claimed; returns how many.
 
     Args:
         cause: how the claims ended; what that is held against is in `suspects.py`.
+        had_company: the worker was replaying a run too, so that no sample was alone.
     """
     table = tables.operation
     gone = table.c.worker_id == worker_id if worker_id is not None else table.c.claim_expires_at < now
     claimed = update(table).where(table.c.status == Status.RUNNING, table.c.sampling_session_id.is_not(None), gone)
-    freed = claimed.values(status=Status.QUEUED, claim_expires_at=None, **suspects.values_after_death(cause))
+    values = suspects.values_after_death(cause, had_company=had_company)
+    freed = claimed.values(status=Status.QUEUED, claim_expires_at=None, **values)
     return tx.execute(freed).rowcount
 
 

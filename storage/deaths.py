@@ -43,9 +43,11 @@ def note_death(tx: Connection, worker_id: str, cause: Cause, *, now: datetime) -
     """
     runs = leases.release_worker(tx, worker_id)
     num_training = journal.put_back(tx, worker_id=worker_id, cause=cause)
-    was_alone = replays.note_end(tx, runs, Cause.STOPPED if num_training else cause)
-    of_samples = Cause.STOPPED if num_training or was_alone else cause
-    num_samples = claims.release_claims(tx, now=now, worker_id=worker_id, cause=of_samples)
+    replayed_alone = replays.note_end(tx, runs, Cause.STOPPED if num_training else cause)
+    of_samples = Cause.STOPPED if num_training or any(replayed_alone) else cause
+    num_samples = claims.release_claims(
+        tx, now=now, worker_id=worker_id, cause=of_samples, had_company=bool(replayed_alone)
+    )
     workers.record_stopped(tx, worker_id, ended_by=cause, now=now)
     return Freed(runs, num_samples)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from alembic import command
@@ -16,20 +17,26 @@ from storage.patience import unhurried
 _LOCK = 7_263_511_901  # any number, as long as only migrations use it
 
 
-def migrate(database: Database) -> None:
-    """Upgrade to the newest revision; does nothing if the database is there already."""
+def migrate(database: Database, *, revision: str = "head") -> None:
+    """Upgrade, to the newest revision unless another is named; does nothing if the database is there already."""
     if is_current(database):
         return
     with database.begin() as tx, unhurried(tx):
         if not database.is_sqlite:
             tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        command.upgrade(_config(tx), "head")
+        command.upgrade(_config(tx), revision)
 
 
 def is_current(database: Database) -> bool:
     """Whether the tables are those of this release."""
     with database.read() as tx:
         return MigrationContext.configure(tx).get_current_revision() == newest_revision()
+
+
+def revisions() -> Sequence[str]:
+    """All there have been, oldest first."""
+    scripts = ScriptDirectory.from_config(_config(None))
+    return [script.revision for script in scripts.walk_revisions()][::-1]
 
 
 def newest_revision() -> str | None:

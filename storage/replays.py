@@ -32,7 +32,7 @@ def end(tx: Connection, lease: Lease) -> None:
     tx.execute(_held(lease).values(replayed_by=None, replays_alone=False, replay_blame=0))
 
 
-def note_end(tx: Connection, run_ids: Sequence[str], cause: Cause, *, but_of: str | None = None) -> bool:
+def note_end(tx: Connection, run_ids: Sequence[str], cause: Cause, *, but_of: str | None = None) -> Sequence[bool]:
     """No worker replays these runs any more, and they are not whole yet.
 
     Args:
@@ -41,7 +41,7 @@ def note_end(tx: Connection, run_ids: Sequence[str], cause: Cause, *, but_of: st
         but_of: a worker that stopped by itself, whatever the others did.
 
     Returns:
-        Whether one of them was being replayed alone: nothing else can be to blame.
+        For each of them that was being replayed, whether it was alone: then nothing else can be to blame.
     """
     columns = (_run.c.id, _run.c.replayed_by, _run.c.replays_alone, _run.c.replay_blame)
     replayed = tx.execute(select(*columns).where(_run.c.id.in_(run_ids), _run.c.replayed_by.is_not(None))).all()
@@ -51,7 +51,7 @@ def note_end(tx: Connection, run_ids: Sequence[str], cause: Cause, *, but_of: st
             blame = run.replay_blame + (suspects.UNIT[cause] if run.replays_alone else 0)
             values = {"replays_alone": True, "replay_blame": blame}
         tx.execute(update(_run).where(_run.c.id == run.id).values(replayed_by=None, **values))
-    return any(run.replays_alone for run in replayed)
+    return [run.replays_alone for run in replayed]
 
 
 def sentence(blame: int) -> str:

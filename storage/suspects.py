@@ -51,7 +51,7 @@ _PLAIN = {
 }
 
 
-def values_after_death(cause: Cause) -> dict[str, Any]:
+def values_after_death(cause: Cause, *, had_company: bool = False) -> dict[str, Any]:
     """Columns of an operation that was being executed when its worker died; for an UPDATE that puts it back.
 
     A sample is claimed long before it is stepped, and many are at once. One death by a hand or of unknown cause would
@@ -64,7 +64,7 @@ def values_after_death(cause: Cause) -> dict[str, Any]:
     suspected = true() if pointing else or_(table.suspect, table.run_id.is_not(None), table.attempts > 1)
     return {
         "suspect": suspected,
-        "blame": table.blame + case((table.alone, UNIT[cause]), else_=0),
+        "blame": table.blame if had_company else table.blame + case((table.alone, UNIT[cause]), else_=0),
         "alone": false(),
     }
 

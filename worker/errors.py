@@ -13,11 +13,16 @@ class WorkerError(Exception):
 
 
 class ModelUnavailableError(WorkerError):
-    """A base model cannot be loaded; operations that need it fail with these words."""
+    """A base model cannot be loaded; operations that need it fail with these words.
 
-    def __init__(self, name: str, reason: str) -> None:
+    Attributes:
+        may_pass: whether the same may succeed later or on another worker: memory or room on the disk was wanting.
+    """
+
+    def __init__(self, name: str, reason: str, *, may_pass: bool = False) -> None:
         super().__init__(f"base model {name!r} cannot be loaded: {reason}")
         self.name = name
+        self.may_pass = may_pass
 
 
 class NoStateError(WorkerError):

@@ -114,8 +114,8 @@ class RunIntake:
         self._engine.roster.expect(run, lease)
         try:
             threading.Thread(target=self._bring, args=(run, lease), name="fetch", daemon=True).start()
-        except RuntimeError as error:  # no more threads: somebody else may have some
-            self._engine.roster.forget(lease, error)
+        except RuntimeError as error:  # no more threads, as with memory: there are some later, or on another worker
+            self._engine.roster.forget(lease, MemoryError(str(error)))
             takeover.give_up(self._storage, lease)
             return False
         return True

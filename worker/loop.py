@@ -80,7 +80,7 @@ class EngineLoop(threading.Thread):
         self._replays: deque[Replay] = deque()
         self._work = Work()
         self._tails = RecentPercentile()
-        self.roster = Roster(self._wakeup.set, expected_max=settings.concurrency)
+        self.roster = Roster(self._wakeup.set, fetched_max=settings.concurrency, expected_max=settings.run_states_max)
         self.progress_at = time.monotonic()
         self.is_cut_off = False
         train.wake_after_io(self._wakeup.set)
@@ -181,13 +181,12 @@ class EngineLoop(threading.Thread):
 
     def _replay_some(self) -> bool:
         """A step of the replay that has waited longest; False if there is none. Others have their turns in between."""
+        self._drop_overtaken()
         if not self._replays:
             return False
         replay = self._replays[0]
-        if not self.roster.expects(replay.takeover.lease):
-            self._replays.popleft()
-            log.warning("takeover_overtaken", run=replay.takeover.run.id, epoch=replay.takeover.lease.epoch)
-            return True
+        if replay.takeover.run.replays_alone and self.roster.is_fetching:
+            return False
         self._write_down(replay)
         is_short_of_memory = False
         before = replay.num_replayed, replay.num_mismatches
@@ -214,9 +213,17 @@ class EngineLoop(threading.Thread):
             self._admit(replay)
         return True
 
+    def _drop_overtaken(self) -> None:
+        for replay in [one for one in self._replays if not self.roster.expects(one.takeover.lease)]:
+            self._replays.remove(replay)
+            log.warning("takeover_overtaken", run=replay.takeover.run.id, epoch=replay.takeover.lease.epoch)
+
     def _replays_alone(self) -> bool:
-        """Whether a worker died with the run that is replayed next: nobody has a turn until it is whole."""
-        return bool(self._replays) and self._replays[0].takeover.run.replays_alone
+        """Whether a worker died with the run that is replayed next: nobody has a turn until it is whole.
+
+        Its replay begins once nothing is being fetched any more; until then others have theirs.
+        """
+        return bool(self._replays) and self._replays[0].takeover.run.replays_alone and not self.roster.is_fetching
 
     def _write_down(self, replay: Replay) -> None:
         """Say whose replay it was, should this worker not survive it."""
@@ -229,7 +236,8 @@ class EngineLoop(threading.Thread):
             record(tx, replay.takeover.lease)
 
     def _admit(self, replay: Replay) -> None:
-        if replay.is_written_down:
+        is_whole = replay.takeover.model is not None
+        if is_whole and (replay.is_written_down or replay.takeover.run.replays_alone):
             retrying(lambda: self._record(replays.end, replay), on_wait=self._note_progress)
         run = replay.finish()
         if not self.roster.admit(run):

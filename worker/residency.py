@@ -20,6 +20,7 @@ from storage import base_models
 from storage.base_models import BaseModel as ServedModel
 from storage.open import Storage
 from storage.runs import SamplingSession
+from worker import faults
 from worker.engine.adapter import Adapter
 from worker.engine.adapter_file import read_adapter
 from worker.engine.base_model import BaseModel
@@ -93,9 +94,11 @@ class BaseModels:
         try:
             return self._read(name)
         except Exception as error:
+            faults.raise_if_device_is_lost(error)
             if getattr(error, "retryable", False):
                 raise
-            raise ModelUnavailableError(name, str(error)) from error
+            may_pass = faults.is_out_of_memory(error) or isinstance(error, OSError)
+            raise ModelUnavailableError(name, str(error), may_pass=may_pass) from error
 
     def _read(self, name: str) -> ResidentModel:
         with self._storage.database.read() as tx:

@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from storage.leases import Lease
 from storage.runs import Run
@@ -27,10 +27,17 @@ PAUSE_MOST_S = 30.0
 
 @dataclass(frozen=True)
 class Expected:
-    """A run whose lease was taken and which is not in memory yet."""
+    """A run whose lease was taken and which is not in memory yet.
+
+    Attributes:
+        is_suspect: its replay must have no company.
+        has_arrived: it has been fetched, and waits for its replay.
+    """
 
     lease: Lease
     base_model: str
+    is_suspect: bool
+    has_arrived: bool = False
 
 
 @dataclass
@@ -55,12 +62,14 @@ class Roster:
 
     Args:
         wake: called when the engine has something to do.
-        expected_max: how many runs may be on their way into memory at once, being fetched or waiting for their replay.
+        fetched_max: how many runs may be fetched at once.
+        expected_max: how many may be on their way into memory, being fetched or waiting for their replay.
     """
 
-    def __init__(self, wake: Callable[[], None], *, expected_max: int) -> None:
+    def __init__(self, wake: Callable[[], None], *, fetched_max: int, expected_max: int) -> None:
         self._wake = wake
         self._lock = threading.Lock()
+        self._fetched_max = fetched_max
         self._expected_max = expected_max
         self._room = threading.Condition(self._lock)
         self._num_reserved = 0
@@ -87,12 +96,16 @@ class Roster:
     def expect(self, run: Run, lease: Lease) -> None:
         """A run's lease has been taken; it will arrive, or be forgotten."""
         with self._lock:
-            self._expected[run.id] = Expected(lease, run.base_model)
+            self._expected[run.id] = Expected(lease, run.base_model, run.replays_alone)
 
     def arrive(self, takeover: Takeover) -> None:
         """An expected run has been fetched and may be replayed."""
         with self._lock:
             self._arrived.append(takeover)
+            expected = self._expected.get(takeover.run.id)
+            if expected is not None and expected.lease == takeover.lease:
+                self._expected[takeover.run.id] = replace(expected, has_arrived=True)
+            self._room.notify()
         self._wake()
 
     def forget(self, lease: Lease, error: Exception) -> None:
@@ -194,6 +207,12 @@ class Roster:
 
     # ------------------------------------------------------------------------------------------ on the engine's thread
 
+    @property
+    def is_fetching(self) -> bool:
+        """Whether a run is being fetched."""
+        with self._lock:
+            return any(not expected.has_arrived for expected in self._expected.values())
+
     def take_arrived(self) -> list[Takeover]:
         """Runs to be replayed now; they stay expected until they are admitted."""
         with self._lock:
@@ -245,7 +264,12 @@ class Roster:
     # --------------------------------------------------------------------------------------------- under the lock
 
     def _has_room(self) -> bool:
-        return self._num_reserved + len(self._expected) < self._expected_max
+        """A run whose replay must have no company lets nobody else in until it is there."""
+        expected = self._expected.values()
+        num_fetched = self._num_reserved + sum(not one.has_arrived for one in expected)
+        num_expected = self._num_reserved + len(self._expected)
+        has_room = num_fetched < self._fetched_max and num_expected < self._expected_max
+        return has_room and not any(one.is_suspect for one in expected)
 
     def _expect_no_more(self, run_id: str) -> None:
         del self._expected[run_id]

@@ -99,11 +99,14 @@ def fetch(storage: Storage, models: BaseModels, run: Run, lease: Lease, *, in_us
 
     Raises:
         NoStateError: neither a snapshot nor the journal gives the state back.
+        ModelUnavailableError: memory or room on the disk is wanting for the base model; another worker may have it.
         StorageError: the store does not answer; trying again may help.
     """
     try:
         model = models.get(run.base_model, in_use=in_use)
     except ModelUnavailableError as error:
+        if error.may_pass:
+            raise
         log.error("base_model_unavailable", base_model=run.base_model, error=str(error))
         return Takeover(run, lease, model_error=str(error))
     state, snapshot_seq, damaged = _newest_state(storage, run, model)

@@ -16,7 +16,7 @@ from billing import usage
 from storage import accounts, base_models, checkpoints, claims, journal, runs, tables, workers
 from storage.database import Database
 from storage.errors import DatabaseUnavailableError, RowNotFoundError
-from storage.migrate import is_current, migrate
+from storage.migrate import is_current, migrate, revisions
 from storage.workers import Alarms, Work
 from tests.factories import (
     LATER,
@@ -65,6 +65,39 @@ def test_migrated_tables_are_those_of_the_code(empty_url: str) -> None:
     with database.begin() as tx:
         context = MigrationContext.configure(tx, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, tables.metadata) == []
+    database.close()
+
+
+def _fill(database: Database) -> None:
+    """One row in each table that others refer to, whatever columns it has: every text "x", every number 1."""
+    there = sqlalchemy.MetaData()
+    with database.begin() as tx:
+        there.reflect(tx)
+        for name in ("account", "session", "run", "operation", "usage_record"):
+            columns = [c for c in there.tables[name].columns if not (c.nullable or c.server_default)]
+            texts = (sqlalchemy.String, sqlalchemy.JSON)
+            values = {c.name: ("x" if isinstance(c.type, texts) else 1) for c in columns} | (
+                {"id": 1} if name in ("operation", "usage_record") else {}
+            )
+            if name == "operation":
+                values["run_id"] = "x"
+            tx.execute(sqlalchemy.insert(there.tables[name]).values(values))
+
+
+@pytest.mark.parametrize("revision", revisions()[:-1])
+def test_a_database_with_rows_is_upgraded_from_every_revision(empty_url: str, revision: str) -> None:
+    # Given
+    database = Database(empty_url)
+    migrate(database, revision=revision)
+    _fill(database)
+    # When
+    migrate(database)
+    # Then
+    with database.read() as tx:
+        run = runs.get_run(tx, "x")
+        assert (run.replays_alone, run.replay_blame) == (False, 0)
+        assert journal.get_operation(tx, "x").blame == 0
+        assert tx.execute(sqlalchemy.select(tables.usage_record.c.operation_id)).scalar_one() == 1
     database.close()
 
 

@@ -434,6 +434,20 @@ def test_a_replay_and_samples_that_took_turns_are_both_suspected(tx: Connection)
     assert _now(tx, sample).suspect
 
 
+def test_a_suspect_sample_that_took_turns_with_a_replay_is_not_blamed(tx: Connection) -> None:
+    # Given
+    sample = make_sample(tx, make_sampling_session(tx))
+    _claim(tx)
+    _die(tx, Cause.FAULT)
+    # When
+    for _ in range(3):
+        _replay(tx, make_run(tx))
+        _claim(tx)
+        _die(tx, Cause.FAULT)
+    # Then
+    assert (_now(tx, sample).suspect, _now(tx, sample).blame) == (True, 0)
+
+
 def test_a_lease_that_expires_in_a_replay_makes_it_suspect_and_one_that_is_given_up_does_not(tx: Connection) -> None:
     # Given
     expired, given_up, taken_anew = make_run(tx), make_run(tx), make_run(tx)

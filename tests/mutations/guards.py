@@ -317,7 +317,7 @@ DEATHS = (
             Change(
                 "storage/deaths.py",
                 "replays.note_end(tx, runs, Cause.STOPPED if num_training else cause)",
-                "False",
+                "[]",
             ),
         ),
         (f"{_DEATHS}::test_only_so_many_deaths_condemn_a_replay",),

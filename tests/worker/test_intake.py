@@ -46,7 +46,7 @@ class Intake:
 
     def __init__(self, service: Service, *, concurrency: int = 2) -> None:
         self.storage = service.storage
-        self.roster = Roster(lambda: None, expected_max=concurrency)
+        self.roster = Roster(lambda: None, fetched_max=concurrency, expected_max=concurrency)
         self.announced = Announcements()
         engine = SimpleNamespace(
             roster=self.roster,

@@ -13,10 +13,9 @@ depends_on = None
 
 def upgrade() -> None:
     """Apply."""
-    with op.batch_alter_table("operation") as table:
-        table.add_column(sa.Column("suspect", sa.Boolean(), nullable=False, server_default=sa.text("false")))
-        table.add_column(sa.Column("alone", sa.Boolean(), nullable=False, server_default=sa.text("false")))
-        table.add_column(sa.Column("blame", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("operation", sa.Column("suspect", sa.Boolean(), nullable=False, server_default=sa.text("false")))
+    op.add_column("operation", sa.Column("alone", sa.Boolean(), nullable=False, server_default=sa.text("false")))
+    op.add_column("operation", sa.Column("blame", sa.Integer(), nullable=False, server_default="0"))
     is_open = sa.text("finished_at IS NULL AND payload_bytes >= 0")
     op.create_index(
         "ix_operation_open",
@@ -33,25 +32,20 @@ def upgrade() -> None:
         sqlite_where=is_suspect,
         postgresql_where=is_suspect,
     )
-    with op.batch_alter_table("stored_object") as table:
-        table.add_column(sa.Column("sha256", sa.String(length=64)))
-    with op.batch_alter_table("worker") as table:
-        table.add_column(sa.Column("ended_by", sa.String(length=16)))
-        table.add_column(sa.Column("num_replayed", sa.BigInteger(), nullable=False, server_default="0"))
-        table.add_column(sa.Column("num_replay_mismatches", sa.BigInteger(), nullable=False, server_default="0"))
-        table.add_column(sa.Column("tail_p95_ns", sa.BigInteger(), nullable=False, server_default="0"))
-        table.add_column(sa.Column("num_damaged_snapshots", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("stored_object", sa.Column("sha256", sa.String(length=64)))
+    op.add_column("worker", sa.Column("ended_by", sa.String(length=16)))
+    op.add_column("worker", sa.Column("num_replayed", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("worker", sa.Column("num_replay_mismatches", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("worker", sa.Column("tail_p95_ns", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("worker", sa.Column("num_damaged_snapshots", sa.BigInteger(), nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
     """Undo."""
-    with op.batch_alter_table("worker") as table:
-        for column in ("num_damaged_snapshots", "tail_p95_ns", "num_replay_mismatches", "num_replayed", "ended_by"):
-            table.drop_column(column)
+    for column in ("num_damaged_snapshots", "tail_p95_ns", "num_replay_mismatches", "num_replayed", "ended_by"):
+        op.drop_column("worker", column)
     op.drop_index("ix_operation_suspect_samples", "operation")
     op.drop_index("ix_operation_open", "operation")
-    with op.batch_alter_table("stored_object") as table:
-        table.drop_column("sha256")
-    with op.batch_alter_table("operation") as table:
-        for column in ("blame", "alone", "suspect"):
-            table.drop_column(column)
+    op.drop_column("stored_object", "sha256")
+    for column in ("blame", "alone", "suspect"):
+        op.drop_column("operation", column)

@@ -13,14 +13,12 @@ depends_on = None
 
 def upgrade() -> None:
     """Apply."""
-    with op.batch_alter_table("run") as table:
-        table.add_column(sa.Column("replayed_by", sa.String(length=128)))
-        table.add_column(sa.Column("replays_alone", sa.Boolean(), nullable=False, server_default=sa.text("false")))
-        table.add_column(sa.Column("replay_blame", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("run", sa.Column("replayed_by", sa.String(length=128)))
+    op.add_column("run", sa.Column("replays_alone", sa.Boolean(), nullable=False, server_default=sa.text("false")))
+    op.add_column("run", sa.Column("replay_blame", sa.Integer(), nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
     """Undo."""
-    with op.batch_alter_table("run") as table:
-        for column in ("replay_blame", "replays_alone", "replayed_by"):
-            table.drop_column(column)
+    for column in ("replay_blame", "replays_alone", "replayed_by"):
+        op.drop_column("run", column)
