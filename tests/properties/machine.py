@@ -371,7 +371,10 @@ class JournalMachine(RuleBasedStateMachine):
         """The sweeper of stalled work: expired claims are free again, gaps that timed out are closed."""
         with self.database.begin() as tx:
             claims.release_claims(tx, now=self.database.now(tx))
-        jobs_sweeper.close_gaps(self.database, lambda _: None, gap_timeout_s=GAP_TIMEOUT_S)
+        self._close_gaps()
+
+    def _close_gaps(self) -> Sequence[tuple[str, int]]:
+        return jobs_sweeper.close_gaps(self.database, lambda _: None, gap_timeout_s=GAP_TIMEOUT_S)
 
     @rule()
     def sweep_objects(self) -> None:
@@ -397,6 +400,8 @@ class JournalMachine(RuleBasedStateMachine):
             self.is_thought_dead(worker, Cause.STOPPED)
         self.wait(GAP_TIMEOUT_S + 1)
         self.sweep_work()
+        while self._close_gaps():
+            pass  # a pass closes one gap of each run
         for run in self.runs:
             self.held = [self._acquire("last", run.id)]
             while self._take_turn(self.held[0]):
