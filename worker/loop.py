@@ -153,11 +153,12 @@ class EngineLoop(threading.Thread):
         """One turn; False if there was nothing to do."""
         for takeover in self.roster.take_arrived():
             self._begin(takeover)
+        self._drop_overtaken()
         is_alone = self._replays_alone()
         if not is_alone:
             self._overhead(self._samples.admit())
         self._fetcher.refill(self.roster.active())
-        replayed = self._replay_some()
+        replayed = self._replay_some(is_alone=is_alone)
         worked = not is_alone and self._take_turn()
         self._store_work()
         self._writeback.offer(self.roster.active())
@@ -179,13 +180,12 @@ class EngineLoop(threading.Thread):
         else:
             self._replays.append(replay)
 
-    def _replay_some(self) -> bool:
+    def _replay_some(self, *, is_alone: bool) -> bool:
         """A step of the replay that has waited longest; False if there is none. Others have their turns in between."""
-        self._drop_overtaken()
         if not self._replays:
             return False
         replay = self._replays[0]
-        if replay.takeover.run.replays_alone and self.roster.is_fetching:
+        if replay.takeover.run.replays_alone and not is_alone:
             return False
         self._write_down(replay)
         is_short_of_memory = False

@@ -87,6 +87,7 @@ def poison_worker() -> None:
             crash()
         advance(self)
 
+    # Methods of the worker's own classes are replaced: that is what makes it a poisoned one.
     Trainer.run, Sampler.submit, Sampler.step = poisoned_train, poisoned_submit, poisoned_step  # type: ignore[method-assign, assignment]
     Replay.advance = poisoned_advance  # type: ignore[method-assign]
 
