@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from api.downloads import UrlSigner
 from api.health import Health, broker_trouble
 from api.settings import ApiSettings
-from billing.rate_cards import RateCard, load_rate_card
+from billing import rate_cards
 from jobs.announcer import Announcer
 from jobs.app import make_app
 from jobs.backlog import Backlog
@@ -35,7 +35,6 @@ class Services:
         waiters: polls that wait for outcomes.
         subscription: hears of outcomes; None leaves the waiters to their safety read.
         signer: makes and checks download links.
-        rate_card: prices in force.
         health: what is wrong at the moment.
     """
 
@@ -46,7 +45,6 @@ class Services:
     waiters: OutcomeWaiters
     subscription: OutcomeSubscription | None
     signer: UrlSigner
-    rate_card: RateCard
     health: Health
     announcer: Announcer | None = None
 
@@ -72,6 +70,8 @@ def open_services() -> Services:
     """
     settings, jobs_settings, storage = ApiSettings(), JobsSettings(), open_storage()
     retrying(lambda: migrate(storage.database), give_up_after_s=START_S)
+    with storage.database.begin() as tx:
+        rate_cards.install_first(tx, now=storage.database.now(tx))
     dispatcher = Dispatcher(
         make_app(jobs_settings), storage.database, message_expires_s=jobs_settings.message_expires_s
     )
@@ -86,7 +86,6 @@ def open_services() -> Services:
         waiters=waiters,
         subscription=subscription,
         signer=UrlSigner.open(storage.settings.data_dir, key=settings.url_signing_key),
-        rate_card=load_rate_card(),
         health=Health(storage, broker_trouble(announcer, subscription)),
         announcer=announcer,
     )

@@ -34,7 +34,7 @@ from tinker import types
 from benchmarks.conditions import OthersLoad, describe, table
 from benchmarks.durability import write_model
 from benchmarks.gpu.arguments import SIZES
-from storage import tables
+from storage import billing_tables, tables
 from tests.chaos.servers import Servers
 from tests.setups.deployment import MODEL, Deployment, find_name
 from worker.starter.make import ensure_starter_model
@@ -175,7 +175,7 @@ def _read(deployment: Deployment, killed_at: float, pid: int, others: float) -> 
 
 def _first_done(deployment: Deployment, killed_at: float, pid: int) -> float | None:
     """When another worker than that of a pid first completed an operation."""
-    record = tables.usage_record.c
+    record = billing_tables.usage_record.c
     since = datetime.fromtimestamp(killed_at, UTC)
     query = select(func.min(record.finished_at)).where(
         record.finished_at > since, record.worker_id != _worker_id(deployment, pid)

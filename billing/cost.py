@@ -10,9 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from billing import rating, usage
-from billing.money import plain
-from billing.rate_cards import RateCard
+from billing import rate_cards, rating, usage
+from billing.money import from_units, plain
 from billing.usage import UsageTotal
 
 
@@ -21,7 +20,11 @@ class CostRow:
     """Usage of one account, run and kind of operation, and what it costs."""
 
     usage: UsageTotal
-    cost: Decimal
+
+    @property
+    def cost(self) -> Decimal:
+        """The sum of its charges."""
+        return from_units(self.usage.charge)
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,15 @@ class CostReport:
 
 def report(
     tx: Connection,
-    card: RateCard,
     *,
     account_id: str | None = None,
     run_id: str | None = None,
     session_id: str | None = None,
     since: datetime | None = None,
 ) -> CostReport:
-    """What was used, by account, run and kind of operation, at the prices of `card`."""
+    """What was used, by account, run and kind of operation, and what was charged for it."""
     totals = usage.totals(tx, account_id=account_id, run_id=run_id, session_id=session_id, since=since)
-    return CostReport(card.currency, [CostRow(total, rating.charge(total, card)) for total in totals])
+    return CostReport(rate_cards.currency(tx), [CostRow(total) for total in totals])
 
 
 def _row_json(row: CostRow) -> dict[str, Any]:

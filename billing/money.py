@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from typing import Any
+
+from sqlalchemy import ColumnElement, func
 
 SCALE_DIGITS = 12
 SCALE = 10**SCALE_DIGITS
 """Units in one of the currency: a charge is exact to 10⁻¹²."""
 
+UNITS_MAX = 2**63 - 1
+"""The largest amount of one row, about 9.2 million of the currency; sums may be larger."""
+
 _UNIT = Decimal(1).scaleb(-SCALE_DIGITS)
+_EXACT = Context(prec=60)  # Decimal's default of 28 digits would round large sums
+_HALF = 10**9
+
+
+class AmountError(ValueError):
+    """An amount of money that cannot be; the message says why."""
 
 
 def round_charge(amount: Decimal) -> Decimal:
     """The amount at the precision it is charged at; half-way cases go to the even digit.
 
     Raises:
-        ValueError: not a number, or infinite.
+        AmountError: not a number, or infinite.
     """
     if not amount.is_finite():
-        raise ValueError(f"{amount} is no amount of money")
-    return amount.quantize(_UNIT, rounding=ROUND_HALF_EVEN)
+        raise AmountError(f"{amount} is no amount of money")
+    return amount.quantize(_UNIT, rounding=ROUND_HALF_EVEN, context=_EXACT)
 
 
 def to_units(amount: Decimal) -> int:
-    """The integer that stands for a rounded amount in the database."""
-    return int(round_charge(amount).scaleb(SCALE_DIGITS))
+    """The integer that stands for a rounded amount in the database.
+
+    Raises:
+        AmountError: not a number, or too large for a row.
+    """
+    units = int(round_charge(amount).scaleb(SCALE_DIGITS, context=_EXACT))
+    if abs(units) > UNITS_MAX:
+        raise AmountError(f"{plain(amount)} is too large: an amount may be at most {plain(from_units(UNITS_MAX))}")
+    return units
 
 
 def from_units(units: int) -> Decimal:
     """The amount that an integer of the database stands for."""
-    return Decimal(units).scaleb(-SCALE_DIGITS)
+    return Decimal(units).scaleb(-SCALE_DIGITS, context=_EXACT)
 
 
 def plain(amount: Decimal) -> str:
     """Digits without an exponent or needless zeros, e.g. `0.00123`."""
     text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def sum_columns(column: ColumnElement[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """A column of units summed in two halves, which do not overflow as their sum would; `sum_of` joins them.
+
+    SQLite adds integers in 64 bits and refuses a sum that is larger.
+    """
+    return func.coalesce(func.sum(column // _HALF), 0), func.coalesce(func.sum(column % _HALF), 0)
+
+
+def sum_of(high: Any, low: Any) -> int:
+    """The sum in units, of what `sum_columns` has given."""
+    return int(high) * _HALF + int(low)

@@ -1,104 +1,163 @@
-"""Prices: per device-second by device class and per million tokens by kind, read from a TOML file.
+"""Rate cards in the database: which prices hold from when, and for whom. A card is added, never changed.
 
-currency = "USD"
-
-[device_seconds]            # the longest prefix of the device's name that is listed decides; "*" is any other
-"*" = "0.0001"
-"cuda:NVIDIA H100" = "0.0011"
-
-[million_tokens."*"]        # base model, or "*" for any other
-trained = "0.40"
-prefilled = "0.10"
-cached = "0.02"
-sampled = "0.60"
+The card in force for an account at a moment is, of its own cards that hold by then, the one that began last (of equals
+the one added last); if it has none, of the general ones.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import ColumnElement, Connection, insert, select
+
+from billing import rate_card_file
+from billing.rate_card_file import RateCard, RateCardError
 from billing.settings import BillingSettings
+from storage import billing_tables
 
 DEFAULT_CARD = Path(__file__).parent / "default_rate_card.toml"
-ANY = "*"
-TOKEN_KINDS = ("trained", "prefilled", "cached", "sampled")
+ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
+LEAD_S = 5.0
+"""A card begins no sooner: what is being priced while it is added is done by then, so no price changes afterwards."""
 
-
-class RateCardError(ValueError):
-    """A rate card cannot be used; the message names the file and the entry to correct."""
+_table = billing_tables.rate_card
 
 
 @dataclass(frozen=True)
-class RateCard:
-    """Prices in one currency.
+class DatedCard:
+    """A card and when it holds.
 
     Attributes:
-        device_seconds: device class → price of a device-second.
-        million_tokens: base model → token kind → price of a million tokens.
+        id: its version.
+        account_id: whose it is; None is for all that have none of their own.
+        effective_at: from when on it holds.
+        content: the TOML text that it was given as.
     """
 
-    currency: str
-    device_seconds: Mapping[str, Decimal]
-    million_tokens: Mapping[str, Mapping[str, Decimal]]
+    id: int
+    account_id: str | None
+    effective_at: datetime
+    content: str
+    created_at: datetime
 
-    def device_second(self, device: str) -> Decimal:
-        """Price of a second on this device."""
-        matching = [name for name in self.device_seconds if name != ANY and device.startswith(name)]
-        return self.device_seconds.get(max(matching, key=len, default=ANY), Decimal(0))
-
-    def million(self, base_model: str, token_kind: str) -> Decimal:
-        """Price of a million tokens of this kind with this base model."""
-        prices = self.million_tokens.get(base_model, self.million_tokens.get(ANY, {}))
-        return prices.get(token_kind, Decimal(0))
+    @property
+    def card(self) -> RateCard:
+        """The prices."""
+        return rate_card_file.parse(self.content, f"rate card {self.id}")
 
 
-def load_rate_card(settings: BillingSettings | None = None) -> RateCard:
-    """The card of the settings, or the one that ships with piecework.
+def add(
+    tx: Connection,
+    content: str,
+    *,
+    now: datetime,
+    effective_at: datetime | None = None,
+    account_id: str | None = None,
+    name: str = "rate card",
+    lead_s: float = LEAD_S,
+) -> DatedCard:
+    """Add a card.
+
+    Args:
+        effective_at: None is as soon as possible.
+        name: of the file, for messages.
+
+    Raises:
+        RateCardError: it holds what is not a price, begins in the past, or is in another currency.
+    """
+    card = rate_card_file.parse(content, name)
+    soonest = now + timedelta(seconds=lead_s)
+    effective_at = soonest if effective_at is None else effective_at
+    if effective_at < soonest:
+        raise RateCardError(
+            f"{name}: a card cannot begin at {effective_at:%Y-%m-%d %H:%M:%S %Z}: what is priced stays as it is; "
+            f"the soonest is {lead_s:g} s from now"
+        )
+    install_first(tx, now=now)
+    if card.currency != currency(tx):
+        raise RateCardError(
+            f"{name}: currency: this deployment bills in {currency(tx)}, the card is in {card.currency}"
+        )
+    return _insert(tx, content, account_id=account_id, effective_at=effective_at, now=now)
+
+
+def in_force(tx: Connection, account_id: str | None, *, at: datetime) -> DatedCard:
+    """The card by which usage of this moment is priced; the first one is that of the settings.
+
+    Args:
+        account_id: None looks at the general cards alone.
+    """
+    own = None if account_id is None else _newest(tx, _table.c.account_id == account_id, at)
+    return own or _newest(tx, _table.c.account_id.is_(None), at) or install_first(tx, now=at)
+
+
+def get(tx: Connection, card_id: int) -> DatedCard | None:
+    """The card of this version."""
+    row = tx.execute(_cards().where(_table.c.id == card_id)).one_or_none()
+    return None if row is None else DatedCard(**row._mapping)
+
+
+def currency(tx: Connection) -> str:
+    """What this deployment bills in."""
+    first = tx.execute(select(_table.c.currency).order_by(_table.c.id).limit(1)).scalar_one_or_none()
+    return first or rate_card_file.parse(read_card()).currency
+
+
+def list_cards(tx: Connection) -> Sequence[DatedCard]:
+    """All cards, newest first."""
+    return [DatedCard(**row._mapping) for row in tx.execute(_cards().order_by(_table.c.id.desc()))]
+
+
+def install_first(tx: Connection, *, now: datetime, settings: BillingSettings | None = None) -> DatedCard:
+    """Add the card of the settings, or the one that ships with piecework, unless there is a general one.
+
+    Raises:
+        RateCardError: the file is missing or holds what is not a price.
+    """
+    there = _newest(tx, _table.c.account_id.is_(None), now)
+    if there is not None:
+        return there
+    content = read_card(settings)
+    return _insert(tx, content, account_id=None, effective_at=ALWAYS, now=now)
+
+
+def read_card(settings: BillingSettings | None = None) -> str:
+    """The text of the settings' card, checked.
 
     Raises:
         RateCardError: the file is missing or holds what is not a price.
     """
     path = (settings or BillingSettings()).rate_card or DEFAULT_CARD
     try:
-        card = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RateCardError(f"{path}: there is no such file; correct PIECEWORK_RATE_CARD") from error
-    except tomllib.TOMLDecodeError as error:
-        raise RateCardError(f"{path}: {error}") from error
-    unknown = set(card) - {"currency", "device_seconds", "million_tokens"}
-    if unknown:
-        raise RateCardError(f"{path}: unknown entries {sorted(unknown)}")
-    currency = card.get("currency", "USD")
-    if not (isinstance(currency, str) and len(currency) == 3 and currency.isupper()):
-        raise RateCardError(f"{path}: currency must be three capital letters such as USD, not {currency!r}")
-    return RateCard(
-        currency=currency,
-        device_seconds=_prices(path, "device_seconds", card.get("device_seconds", {})),
-        million_tokens={
-            model: _prices(path, f"million_tokens.{model}", prices, names=TOKEN_KINDS)
-            for model, prices in card.get("million_tokens", {}).items()
-        },
-    )
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RateCardError(f"{path}: cannot be read ({error}); correct PIECEWORK_RATE_CARD") from error
+    rate_card_file.parse(content, str(path))
+    return content
 
 
-def _prices(path: Path, entry: str, table: Any, names: tuple[str, ...] | None = None) -> dict[str, Decimal]:
-    if not isinstance(table, dict):
-        raise RateCardError(f"{path}: [{entry}] must be a table of prices")
-    return {name: _price(path, f"{entry}.{name}", name, text, names) for name, text in table.items()}
+def _insert(
+    tx: Connection, content: str, *, account_id: str | None, effective_at: datetime, now: datetime
+) -> DatedCard:
+    values = {"account_id": account_id, "effective_at": effective_at, "content": content, "created_at": now}
+    facts = {
+        "currency": rate_card_file.parse(content).currency,
+        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+    }
+    card_id = tx.execute(insert(_table).values(**values, **facts).returning(_table.c.id)).scalar_one()
+    return DatedCard(card_id, account_id, effective_at, content, now)
 
 
-def _price(path: Path, entry: str, name: str, text: Any, names: tuple[str, ...] | None) -> Decimal:
-    if names is not None and name not in names:
-        raise RateCardError(f"{path}: {entry}: the kinds of tokens are {', '.join(names)}")
-    try:
-        price = Decimal(text) if isinstance(text, str | int) else None
-    except InvalidOperation:
-        price = None
-    if price is None or not price.is_finite() or price < 0:
-        raise RateCardError(f'{path}: {entry} = {text!r} is not a price; write it as a string, e.g. "0.40"')
-    return price
+def _newest(tx: Connection, whose: ColumnElement[bool], at: datetime) -> DatedCard | None:
+    query = _cards().where(whose, _table.c.effective_at <= at)
+    row = tx.execute(query.order_by(_table.c.effective_at.desc(), _table.c.id.desc()).limit(1)).one_or_none()
+    return None if row is None else DatedCard(**row._mapping)
+
+
+def _cards() -> Any:
+    return select(_table.c.id, _table.c.account_id, _table.c.effective_at, _table.c.content, _table.c.created_at)

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Context, Decimal, localcontext
+from typing import Protocol
 
-from billing.money import round_charge
-from billing.rate_cards import RateCard
-from billing.usage import UsageTotal
+from billing import money
+from billing.rate_card_file import RateCard
 
 NS_PER_SECOND = Decimal(10**9)
 MILLION = Decimal(10**6)
+BYTE_SECONDS_PER_GB_MONTH = Decimal(10**9 * 720 * 3600)
+_EXACT = Context(prec=60)  # products of prices and counts stay exact; only the charge is rounded
 
 
-def charge(usage: UsageTotal, card: RateCard) -> Decimal:
+class Used(Protocol):
+    """What is priced: device time and tokens."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def device_ns(self) -> int: ...
+    @property
+    def tokens_trained(self) -> int: ...
+    @property
+    def tokens_prefilled(self) -> int: ...
+    @property
+    def tokens_cached(self) -> int: ...
+    @property
+    def tokens_sampled(self) -> int: ...
+
+
+def charge(used: Used, base_model: str, card: RateCard) -> Decimal:
     """What usage costs: `device_s x price + sum over kinds of tokens / 10^6 x price`, rounded once."""
     tokens = {
-        "trained": usage.tokens_trained,
-        "prefilled": usage.tokens_prefilled,
-        "cached": usage.tokens_cached,
-        "sampled": usage.tokens_sampled,
+        "trained": used.tokens_trained,
+        "prefilled": used.tokens_prefilled,
+        "cached": used.tokens_cached,
+        "sampled": used.tokens_sampled,
     }
-    by_time = Decimal(usage.device_ns) / NS_PER_SECOND * card.device_second(usage.device)
-    by_token = sum(
-        (card.million(usage.base_model, kind) * count / MILLION for kind, count in tokens.items()), Decimal(0)
-    )
-    return round_charge(by_time + by_token)
+    with localcontext(_EXACT):
+        by_time = Decimal(used.device_ns) / NS_PER_SECOND * card.device_second(used.device)
+        by_token = sum((card.million(base_model, kind) * count for kind, count in tokens.items()), Decimal(0)) / MILLION
+        return money.round_charge(by_time + by_token)
+
+
+def storage_charge(storage_kind: str, byte_seconds: int, card: RateCard) -> Decimal:
+    """What storage costs: `byte_seconds / (10^9 x 720 x 3600) x price`, rounded once."""
+    with localcontext(_EXACT):
+        gigabyte_months = Decimal(byte_seconds) / BYTE_SECONDS_PER_GB_MONTH
+        return money.round_charge(gigabyte_months * card.gigabyte_month(storage_kind))
 
 
 def device_seconds(device_ns: int) -> Decimal:

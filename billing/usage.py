@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, select
 
-from storage import tables
+from billing import money
+from storage import billing_tables, tables
 
-_table = tables.usage_record
+_table = billing_tables.usage_record
+_entry = billing_tables.ledger_entry
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class UsageTotal:
-    """Usage of one account, run and kind on one kind of device, added up."""
+    """Usage of one account, run and kind on one kind of device, added up.
+
+    Attributes:
+        charge: in `money.SCALE`-ths.
+    """
 
     account: str
     run_id: str | None
@@ -50,35 +57,30 @@ class UsageTotal:
     tokens_prefilled: int
     tokens_cached: int
     tokens_sampled: int
+    charge: int
 
 
-def record(
-    tx: Connection,
-    usage: Usage,
-    *,
-    operation_id: int,
-    account_id: str,
-    session_id: str,
-    run_id: str | None,
-    sampling_session_id: str | None,
-    kind: str,
-    base_model: str,
-    now: datetime,
-) -> None:
-    """Write the usage record of an operation; the database refuses a second one."""
-    tx.execute(
-        insert(_table).values(
-            operation_id=operation_id,
-            account_id=account_id,
-            session_id=session_id,
-            run_id=run_id,
-            sampling_session_id=sampling_session_id,
-            kind=kind,
-            base_model=base_model,
-            finished_at=now,
-            **asdict(usage),
-        )
-    )
+@dataclass(frozen=True)
+class UsageRow:
+    """The usage record of an operation, and whom it is for; the other fields are as those of `Dimensions`."""
+
+    usage: Usage
+    operation_id: int
+    account_id: str
+    project_id: str | None
+    api_key_id: int | None
+    session_id: str
+    batch: str | None
+    run_id: str | None
+    sampling_session_id: str | None
+    kind: str
+    base_model: str
+    finished_at: datetime
+
+    def values(self) -> dict[str, Any]:
+        """The columns of the row."""
+        values = dict(self.__dict__)
+        return {**values.pop("usage").__dict__, **values}
 
 
 def of_operations(tx: Connection, operation_ids: Sequence[int]) -> Mapping[int, Usage]:
@@ -112,8 +114,10 @@ def totals(
     )
     names = ("device_ns", "tokens_trained", "tokens_prefilled", "tokens_cached", "tokens_sampled")
     sums = [func.sum(_table.c[name]).label(name) for name in names]
+    high, low = money.sum_columns(_entry.c.amount)
     query = (
-        select(*columns, func.count().label("operations"), *sums)
+        select(*columns, func.count().label("operations"), *sums, high.label("high"), low.label("low"))
+        .outerjoin(_entry, _entry.c.operation_id == _table.c.operation_id)
         .join(tables.account, tables.account.c.id == _table.c.account_id)
         .group_by(*columns)
         .order_by(*columns)
@@ -125,4 +129,10 @@ def totals(
     if since is not None:
         query = query.where(_table.c.finished_at >= since)
     rows = [dict(row._mapping) for row in tx.execute(query)]
-    return [UsageTotal(**{**row, **{name: int(row[name]) for name in names}}) for row in rows]
+    return [
+        UsageTotal(
+            charge=money.sum_of(row.pop("high"), row.pop("low")),
+            **{**row, **{name: int(row[name]) for name in names}},
+        )
+        for row in rows
+    ]

@@ -15,7 +15,11 @@ from storage.errors import RowNotFoundError
 
 @dataclass(frozen=True)
 class Session:
-    """One connection of an SDK, kept by heartbeats."""
+    """One connection of an SDK, kept by heartbeats.
+
+    Attributes:
+        batch: what its tag `batch:NAME` names; sessions with the same one are charged together.
+    """
 
     id: str
     account_id: str
@@ -30,6 +34,7 @@ class Session:
     finished_at: datetime | None
     finish_reason: str | None
     finish_detail: str | None
+    batch: str | None
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Run:
         lease_worker, lease_epoch, lease_expires_at: who may advance it, and until when.
         replayed_by: the worker that computes its tail again.
         replays_alone, replay_blame: what deaths during replays have left behind (`replays.py`).
+        budget_refused_seq, budget_refused_at: the operation that was last answered 402, and when.
     """
 
     id: str
@@ -63,6 +69,8 @@ class Run:
     replayed_by: str | None
     replays_alone: bool
     replay_blame: int
+    budget_refused_seq: int | None
+    budget_refused_at: datetime | None
 
 
 @dataclass(frozen=True)

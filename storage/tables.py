@@ -114,6 +114,7 @@ session = Table(
     Column("finished_at", Timestamp),
     Column("finish_reason", String(32)),
     Column("finish_detail", Text),
+    Column("batch", String(128)),  # what its tag `batch:NAME` names: sessions with the same one are charged together
     UniqueConstraint("account_id", "idempotency_key"),
     Index("ix_session_account_created", "account_id", "created_at"),
 )
@@ -141,6 +142,9 @@ run = Table(
     Column("replayed_by", String(128)),  # the worker that computes its tail again
     Column("replays_alone", Boolean, nullable=False, server_default=text("false")),
     Column("replay_blame", Integer, nullable=False, server_default="0"),  # deaths while it was replayed alone
+    # The `seq` that was last answered 402, and when: its place is no gap as long as its client asks again.
+    Column("budget_refused_seq", BigInteger),
+    Column("budget_refused_at", Timestamp),
     UniqueConstraint("session_id", "model_seq_id"),
     Index("ix_run_account_created", "account_id", "created_at"),
     Index("ix_run_lease_worker", "lease_worker"),
@@ -293,28 +297,7 @@ worker = Table(
     Column("num_replay_mismatches", BigInteger, nullable=False, server_default="0"),
     Column("tail_p95_ns", BigInteger, nullable=False, server_default="0"),  # device time a death would replay
     Column("num_damaged_snapshots", BigInteger, nullable=False, server_default="0"),
-)
-
-usage_record = Table(
-    "usage_record",
-    metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True),
-    Column("operation_id", BigInteger, ForeignKey("operation.id"), nullable=False, unique=True),
-    Column("account_id", String(64), nullable=False),
-    Column("session_id", String(64), nullable=False),
-    Column("run_id", String(128)),
-    Column("sampling_session_id", String(128)),
-    Column("kind", String(32), nullable=False),
-    Column("base_model", String(256), nullable=False),
-    Column("device", String(128), nullable=False),
-    Column("device_ns", BigInteger, nullable=False),
-    Column("tokens_trained", BigInteger, nullable=False),
-    Column("tokens_prefilled", BigInteger, nullable=False),
-    Column("tokens_cached", BigInteger, nullable=False),
-    Column("tokens_sampled", BigInteger, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("worker_id", String(128), nullable=False),
-    Column("finished_at", Timestamp, nullable=False),
-    Index("ix_usage_record_account_finished", "account_id", "finished_at"),
-    Index("ix_usage_record_run", "run_id"),
+    Column("work_number", BigInteger, nullable=False, server_default="0"),  # the last report that was added
+    Column("under_way_ns", BigInteger, nullable=False, server_default="0"),  # device time of what is not done yet
+    Column("rolled_up_ns", BigInteger, nullable=False, server_default="0"),  # billed device time that is rolled up
 )

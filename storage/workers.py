@@ -26,6 +26,9 @@ class Worker:
         num_replay_mismatches: those of them whose outcome was not the one on record.
         tail_p95_ns: device time that a death would have made others replay, 95th percentile of its latest commits.
         num_damaged_snapshots: snapshots it could not use.
+        work_number: the newest report of its work that was added.
+        under_way_ns: the part of its busy time that went into what is not done yet.
+        rolled_up_ns: device time of its usage records that are rolled up.
     """
 
     id: str
@@ -42,6 +45,9 @@ class Worker:
     num_replay_mismatches: int
     tail_p95_ns: int
     num_damaged_snapshots: int
+    work_number: int
+    under_way_ns: int
+    rolled_up_ns: int
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
+from billing.charging import Bill
 from billing.usage import Usage
 from jobs.operations import Datum, ForwardBackward, LoraConfig, OptimStep, Sample, SamplingParams
 from storage import accounts, base_models, checkpoints, ids, journal, runs, uploads
@@ -229,6 +230,13 @@ def make_sample_body(prompt: Sequence[int] = (1, 2, 3), *, max_tokens: int = 4, 
 def make_lora(**changes: Any) -> LoraConfig:
     """A small LoRA."""
     return LoraConfig(**{**LORA, **changes})
+
+
+def bill(tx: Connection, run: Run, operation: Operation, used: Usage | None = None, *, now: datetime = NOW) -> None:
+    """Write the usage record of a run's operation and its charge."""
+    written = Bill(tx, now=now)
+    written.add(used or make_usage(), operation, session_id=run.session_id, run_id=run.id)
+    written.settle()
 
 
 def make_usage(**changes: Any) -> Usage:

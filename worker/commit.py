@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import Connection
 
-from billing import usage as usage_records
+from billing.charging import Bill
 from billing.usage import Usage
 from jobs import operations
 from jobs.operations import Category, Failure, Outcome
@@ -100,12 +100,14 @@ class Committer:
 
         def write(tx: Connection) -> None:
             lost.clear()
+            bill = Bill(tx, now=self._storage.database.now(tx))
             for commit, outcomes in zip(commits, stored, strict=True):
                 try:
-                    self._write_run(tx, commit, outcomes)
+                    self._write_run(tx, commit, outcomes, bill)
                 except LeaseLostError as error:
                     log.warning("commit_discarded", run=commit.run.id, epoch=error.epoch, holder=error.holder)
                     lost.add(commit.run.id)
+            bill.settle()
             failpoints.reach(Point.COMMIT_WRITTEN)
 
         try:
@@ -134,13 +136,15 @@ class Committer:
 
         def write(tx: Connection) -> None:
             discarded.clear()
+            bill = Bill(tx, now=self._storage.database.now(tx))
             for commit, outcome in zip(commits, stored, strict=True):
                 try:
                     with tx.begin_nested():
-                        self._write_sample(tx, commit, outcome)
+                        self._write_sample(tx, commit, outcome, bill)
                 except (ClaimLostError, UploadGoneError) as error:
                     log.warning("sample_discarded", request=commit.operation.request_id, reason=str(error))
                     discarded.add(commit.operation.request_id)
+            bill.settle()
             failpoints.reach(Point.SAMPLE_COMMIT_WRITTEN)
 
         self._until_known(write)
@@ -168,7 +172,7 @@ class Committer:
 
         retrying(attempt, on_wait=self.on_wait)
 
-    def _write_run(self, tx: Connection, commit: RunCommit, outcomes: Iterable[Stored]) -> None:
+    def _write_run(self, tx: Connection, commit: RunCommit, outcomes: Iterable[Stored], bill: Bill) -> None:
         if leases.committed_seq(tx, commit.lease) >= commit.state_seq:
             return  # an earlier try of this very commit took effect
         leases.advance(tx, commit.lease, state_seq=commit.state_seq)
@@ -181,7 +185,7 @@ class Committer:
                 refusal = Refusal(failure.error, failure.category)
                 journal.fail(tx, done.operation, refusal, worker_id=self._worker_id, now=now)
             elif done.usage is not None:
-                self._record_usage(tx, done.operation, done.usage, commit.run.session_id, commit.run.id)
+                bill.add(done.usage, done.operation, session_id=commit.run.session_id, run_id=commit.run.id)
 
     def _complete(self, tx: Connection, done: Done, stored: Stored) -> Failure | None:
         """Write outcome and published rows; a name that is taken fails the operation alone."""
@@ -196,7 +200,7 @@ class Committer:
             return Failure(str(error), Category.USER)
         return None
 
-    def _write_sample(self, tx: Connection, commit: SampleCommit, stored: Stored) -> None:
+    def _write_sample(self, tx: Connection, commit: SampleCommit, stored: Stored, bill: Bill) -> None:
         operation = commit.operation
         written = journal.get_operation(tx, operation.request_id)
         decided = written.status in (journal.Status.COMPLETED, journal.Status.FAILED)
@@ -210,20 +214,4 @@ class Committer:
             return
         payloads.name(tx, stored)
         journal.complete(tx, operation, stored, worker_id=self._worker_id, now=now)
-        self._record_usage(tx, operation, commit.usage, commit.session.session_id, commit.session.run_id)
-
-    def _record_usage(
-        self, tx: Connection, operation: Operation, usage: Usage, session_id: str, run_id: str | None
-    ) -> None:
-        usage_records.record(
-            tx,
-            usage,
-            operation_id=operation.id,
-            account_id=operation.account_id,
-            session_id=session_id,
-            run_id=run_id,
-            sampling_session_id=operation.sampling_session_id,
-            kind=operation.kind,
-            base_model=operation.base_model,
-            now=self._storage.database.now(tx),
-        )
+        bill.add(commit.usage, operation, session_id=commit.session.session_id, run_id=commit.session.run_id)

@@ -14,7 +14,6 @@ from api.cli.options import data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from billing import cost as billed
 from billing.money import plain
-from billing.rate_cards import RateCardError, load_rate_card
 from billing.rating import device_seconds
 from storage import runs
 from storage.accounts import get_account
@@ -31,16 +30,12 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 @data_dir_option
 def cost(run_id: str | None, account_name: str | None, since: str | None, as_json: bool, data_dir: Path) -> None:
     """Show usage and cost per account, run and kind of operation."""
-    try:
-        card = load_rate_card()
-    except RateCardError as error:
-        raise CliError(str(error)) from error
     with opened(data_dir) as storage, storage.database.read() as tx:
         account = get_account(tx, account_name) if account_name else None
         moment = parse_since(since, now=storage.database.now(tx)) if since else None
         if run_id is not None:
             runs.get_run(tx, run_id)
-        report = billed.report(tx, card, account_id=account.id if account else None, run_id=run_id, since=moment)
+        report = billed.report(tx, account_id=account.id if account else None, run_id=run_id, since=moment)
     if as_json:
         print_json(report.as_json())
         return

@@ -25,7 +25,5 @@ def get_cost(
     """Usage and cost by run and kind of operation, of one run or session if asked; amounts are decimal strings."""
     since_at: datetime | None = since
     with services.database.read() as tx:
-        report = cost.report(
-            tx, services.rate_card, account_id=key.account_id, run_id=run, session_id=session, since=since_at
-        )
+        report = cost.report(tx, account_id=key.account_id, run_id=run, session_id=session, since=since_at)
     return report.as_json()

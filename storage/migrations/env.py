@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from storage import billing_tables  # noqa: F401 (adds its tables to the metadata)
 from storage.tables import metadata
 
 connection = context.config.attributes["connection"]

@@ -17,7 +17,6 @@ from api.downloads import UrlSigner
 from api.health import Health
 from api.services import Services, make_waiters
 from api.settings import ApiSettings
-from billing.rate_cards import load_rate_card
 from jobs import operations
 from jobs.backlog import Backlog
 from jobs.operations import Outcome
@@ -125,7 +124,6 @@ def services(storage: Storage, announcements: Announcements, jobs_settings: Jobs
         waiters=make_waiters(storage.database, safety_read_s=0.05),
         subscription=None,
         signer=UrlSigner.open(storage.settings.data_dir),
-        rate_card=load_rate_card(),
         health=Health(storage),
     )
 

@@ -7,13 +7,13 @@ from datetime import datetime
 
 import pytest
 
-from billing import usage
 from billing.usage import Usage
 from jobs.operations import ModelCreated, OptimStepOutcome, Outcome
 from storage import journal, runs
 from storage.open import Storage
 from tests.api.conftest import Account
 from tests.api.test_sampling_routes import open_sampler, sample_body
+from tests.factories import bill
 
 
 def step(account: Account, run: str, seq: int, learning_rate: float = 1e-3) -> str:
@@ -31,18 +31,8 @@ def run(alice: Account, complete: Callable[[str, Outcome], None], storage: Stora
     complete(f"{run_id}:1", OptimStepOutcome({"grad_norm:mean": 2.5}))
     with storage.database.begin() as tx:
         operation = journal.get_operation(tx, f"{run_id}:1")
-        usage.record(
-            tx,
-            Usage("cpu", 1_500_000_000, 1, "w", tokens_trained=7),
-            operation_id=operation.id,
-            account_id=alice.id,
-            session_id=runs.get_run(tx, run_id).session_id,
-            run_id=run_id,
-            sampling_session_id=None,
-            kind=operation.kind,
-            base_model=operation.base_model,
-            now=storage.database.now(tx),
-        )
+        used = Usage("cpu", 1_500_000_000, 1, "w", tokens_trained=7)
+        bill(tx, runs.get_run(tx, run_id), operation, used, now=storage.database.now(tx))
     return run_id
 
 

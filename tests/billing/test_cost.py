@@ -1,18 +1,24 @@
 """The report of what usage costs: its rows add up to its total."""
 
+from datetime import timedelta
 from decimal import Decimal
 
-from billing import cost, usage
-from billing.rate_cards import RateCard
+from billing import cost, rate_cards
 from storage.database import Database
-from tests.factories import NOW, make_operation, make_run, make_usage
+from tests.factories import NOW, bill, make_operation, make_run, make_usage
 
-CARD = RateCard("USD", {"cpu": Decimal("0.5")}, {"*": {"trained": Decimal(2)}})
+CARD = """
+[device_seconds]
+cpu = "0.5"
+[million_tokens."*"]
+trained = "2"
+"""
 
 
 def test_a_report_lists_every_kind_and_adds_up(database: Database) -> None:
     # Given
     with database.begin() as tx:
+        rate_cards.add(tx, CARD, now=NOW - timedelta(hours=1))
         run = make_run(tx)
         for seq, (kind, used) in enumerate(
             [
@@ -21,23 +27,11 @@ def test_a_report_lists_every_kind_and_adds_up(database: Database) -> None:
                 ("optim_step", make_usage(device_ns=1)),
             ]
         ):
-            operation = make_operation(tx, run, seq, kind)
-            usage.record(
-                tx,
-                used,
-                operation_id=operation.id,
-                account_id=run.account_id,
-                session_id=run.session_id,
-                run_id=run.id,
-                sampling_session_id=None,
-                kind=kind,
-                base_model=run.base_model,
-                now=NOW,
-            )
+            bill(tx, run, make_operation(tx, run, seq, kind), used)
     # When
     with database.read() as tx:
-        report = cost.report(tx, CARD, run_id=run.id)
-        nothing = cost.report(tx, CARD, run_id="another")
+        report = cost.report(tx, run_id=run.id)
+        nothing = cost.report(tx, run_id="another")
     # Then
     assert [(row.usage.kind, row.cost) for row in report.rows] == [
         ("forward_backward", Decimal("3.5")),

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.money import SCALE, from_units, plain, round_charge, to_units
+from billing.money import SCALE, UNITS_MAX, AmountError, from_units, plain, round_charge, to_units
 
-units = st.integers(-(2**63), 2**63 - 1)
+units = st.integers(-UNITS_MAX, UNITS_MAX)
 
 
 @given(units)
@@ -54,3 +54,9 @@ def test_what_is_no_number_is_no_amount(amount: str) -> None:
 )
 def test_digits_are_plain(amount: str, text: str) -> None:
     assert plain(Decimal(amount)) == text
+
+
+@pytest.mark.parametrize("amount", [Decimal(10**7), Decimal(-(10**7)), Decimal("1E+40")])
+def test_what_no_row_can_hold_is_refused(amount: Decimal) -> None:
+    with pytest.raises(AmountError, match=r"too large: an amount may be at most 9223372\.036854775807"):
+        to_units(amount)

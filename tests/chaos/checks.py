@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from storage import tables, uploads
+from storage import billing_tables, tables, uploads
 from storage.journal import Status
 from storage.open import Storage
 from tests.chaos.clients import Record
@@ -19,7 +19,7 @@ from tests.chaos.clients import Record
 UNDISTURBED = 0
 """The round of each script that ran before the first fault."""
 
-operation, usage, run = tables.operation, tables.usage_record, tables.run
+operation, usage, run = tables.operation, billing_tables.usage_record, tables.run
 
 
 def every_future_is_resolved(storage: Storage) -> Sequence[str]:

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from sqlalchemy import Connection, update
 
-from billing import usage
-from storage import tables
+from storage import billing_tables, tables
 from storage.journal import Operation
 from storage.open import Storage
 from storage.runs import Run, Session
 from tests.chaos import checks
 from tests.chaos.campaign import STORAGE_CHECKS
 from tests.chaos.clients import Record
-from tests.factories import complete, make_operation, make_run, make_session, make_upload, make_usage
-
-
-def bill(tx: Connection, run: Run, operation: Operation, **used: Any) -> None:
-    """Write an operation's usage record."""
-    usage.record(
-        tx,
-        make_usage(**used),
-        operation_id=operation.id,
-        account_id=run.account_id,
-        session_id=run.session_id,
-        run_id=run.id,
-        sampling_session_id=None,
-        kind=operation.kind,
-        base_model=run.base_model,
-        now=operation.accepted_at,
-    )
+from tests.factories import bill, complete, make_operation, make_run, make_session, make_upload, make_usage
 
 
 def a_round(tx: Connection, number: int, *, tokens: int = 10) -> tuple[Run, Operation]:
@@ -41,7 +22,7 @@ def a_round(tx: Connection, number: int, *, tokens: int = 10) -> tuple[Run, Oper
     operation = make_operation(tx, run)
     complete(tx, operation)
     tx.execute(update(tables.run).where(tables.run.c.id == run.id).values(state_seq=0))
-    bill(tx, run, operation, tokens_trained=tokens)
+    bill(tx, run, operation, make_usage(tokens_trained=tokens), now=operation.accepted_at)
     return run, operation
 
 
@@ -84,7 +65,9 @@ def test_a_completed_operation_that_was_not_billed_is_found(storage: Storage) ->
     # given
     with storage.database.begin() as tx:
         _, operation = a_round(tx, 0)
-        tx.execute(tables.usage_record.delete().where(tables.usage_record.c.operation_id == operation.id))
+        tx.execute(
+            billing_tables.usage_record.delete().where(billing_tables.usage_record.c.operation_id == operation.id)
+        )
 
     # then
     assert broken(storage) == {"every_completed_operation_has_one_usage_record"}

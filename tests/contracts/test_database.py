@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 
 from billing import usage
-from storage import accounts, base_models, checkpoints, claims, journal, runs, tables, workers
+from storage import accounts, base_models, billing_tables, checkpoints, claims, journal, runs, tables, workers
 from storage.database import Database
 from storage.errors import DatabaseUnavailableError, RowNotFoundError
 from storage.migrate import is_current, migrate, revisions
@@ -24,6 +24,7 @@ from tests.factories import (
     MODEL,
     NOW,
     PAYLOAD,
+    bill,
     make_account,
     make_base_model,
     make_checkpoint,
@@ -97,7 +98,7 @@ def test_a_database_with_rows_is_upgraded_from_every_revision(empty_url: str, re
         run = runs.get_run(tx, "x")
         assert (run.replays_alone, run.replay_blame) == (False, 0)
         assert journal.get_operation(tx, "x").blame == 0
-        assert tx.execute(sqlalchemy.select(tables.usage_record.c.operation_id)).scalar_one() == 1
+        assert tx.execute(sqlalchemy.select(billing_tables.usage_record.c.operation_id)).scalar_one() == 1
     database.close()
 
 
@@ -560,10 +561,10 @@ def test_an_operation_has_one_usage_record(database: Database) -> None:
     with database.begin() as tx:
         run = make_run(tx)
         operation = make_operation(tx, run)
-        _record(tx, run, operation, make_usage())
+        bill(tx, run, operation, make_usage())
     # When
     with pytest.raises(sqlalchemy.exc.IntegrityError), database.begin() as tx:
-        _record(tx, run, operation, make_usage(device_ns=5))
+        bill(tx, run, operation, make_usage(device_ns=5))
     # Then
     with database.read() as tx:
         (total,) = usage.totals(tx)
@@ -577,9 +578,9 @@ def test_totals_add_up_by_run_and_kind(database: Database) -> None:
         first, second = (make_run(tx, session=session, model_seq_id=place) for place in (0, 1))
         other = make_run(tx, make_account(tx, "other"))
         for seq in range(3):
-            _record(tx, first, make_operation(tx, first, seq), make_usage(device_ns=10**18, tokens_trained=7))
-        _record(tx, second, make_operation(tx, second, 0, "optim_step"), make_usage(device_ns=3), at=LATER)
-        _record(tx, other, make_operation(tx, other), make_usage(device_ns=5))
+            bill(tx, first, make_operation(tx, first, seq), make_usage(device_ns=10**18, tokens_trained=7))
+        bill(tx, second, make_operation(tx, second, 0, "optim_step"), make_usage(device_ns=3), now=LATER)
+        bill(tx, other, make_operation(tx, other), make_usage(device_ns=5))
     # When
     with database.read() as tx:
         everything = usage.totals(tx)
@@ -596,23 +597,6 @@ def test_totals_add_up_by_run_and_kind(database: Database) -> None:
     assert [(total.operations, total.tokens_trained) for total in of_first] == [(3, 21)]
     assert of_account == of_session == everything[:2]
     assert [total.run_id for total in late] == [second.id]
-
-
-def _record(
-    tx: Connection, run: runs.Run, operation: journal.Operation, used: usage.Usage, *, at: datetime = NOW
-) -> None:
-    usage.record(
-        tx,
-        used,
-        operation_id=operation.id,
-        account_id=run.account_id,
-        session_id=run.session_id,
-        run_id=run.id,
-        sampling_session_id=None,
-        kind=operation.kind,
-        base_model=MODEL,
-        now=at,
-    )
 
 
 def test_a_worker_that_was_given_its_id_may_start_again(database: Database) -> None:

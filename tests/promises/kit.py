@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 from sqlalchemy import select
 
-from storage import tables
+from storage import billing_tables, tables
 from tests.setups.deployment import LOOK_S, START_S, Deployment
 from tests.tiny_model import VOCAB_SIZE
 from tests.wire.conftest import Wire
@@ -97,7 +97,7 @@ class Billed:
 
 def billed(deployment: Deployment, *, run: str | None = None, request_id: str | None = None) -> list[Billed]:
     """A run's operations in order, or the one of a request id, each with its usage records."""
-    operation, record = tables.operation.c, tables.usage_record.c
+    operation, record = tables.operation.c, billing_tables.usage_record.c
     which = operation.run_id == run if run is not None else operation.request_id == request_id
     prefilled = record.tokens_prefilled + record.tokens_cached
     amounts = (record.kind, record.tokens_trained, prefilled, record.tokens_sampled, record.attempt, record.worker_id)

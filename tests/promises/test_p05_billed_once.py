@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from storage import tables
+from storage import billing_tables, tables
 from storage.failpoints import Point
 from tests.promises.conftest import Connect
 from tests.promises.kit import PatientWire, billed
@@ -111,7 +111,7 @@ def _submit_step(service: Deployment, wire: PatientWire, run: str, step: int, po
 
 def _count(deployment: Deployment) -> tuple[int, int, int]:
     """Completed operations, usage records, and completed operations that have one."""
-    operation, record = tables.operation, tables.usage_record
+    operation, record = tables.operation, billing_tables.usage_record
     completed = select(func.count()).select_from(operation).where(operation.c.status == "completed")
     joined = operation.join(record, record.c.operation_id == operation.c.id)
     with deployment.storage() as storage, storage.database.read() as tx:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from storage import snapshots, tables
+from storage import billing_tables, snapshots, tables
 from storage.open import Storage
 from storage.payloads import Stored
 
@@ -78,7 +78,7 @@ def _can_be_replayed(tx: Connection, storage: Storage, run: Row[Any], operations
 
 
 def _completed_operations_are_billed_once(tx: Connection, operations: Sequence[Row[Any]]) -> None:
-    billed = sorted(tx.execute(select(tables.usage_record.c.operation_id)).scalars())
+    billed = sorted(tx.execute(select(billing_tables.usage_record.c.operation_id)).scalars())
     assert billed == [row.id for row in operations if row.status == "completed"]
 
 

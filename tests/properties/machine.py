@@ -18,7 +18,7 @@ from sqlalchemy import Connection, select
 
 from jobs import sweeper as jobs_sweeper
 from jobs.operations import Failure, OptimStepOutcome, Outcome
-from storage import claims, deaths, journal, keys, leases, payloads, runs, snapshots, sweeper, tables
+from storage import billing_tables, claims, deaths, journal, keys, leases, payloads, runs, snapshots, sweeper, tables
 from storage.errors import DatabaseUnavailableError, LeaseLostError, UploadGoneError
 from storage.journal import Operation, Refusal
 from storage.leases import Lease
@@ -440,7 +440,7 @@ class JournalMachine(RuleBasedStateMachine):
         operation = tables.operation
         with self.database.read() as tx:
             of_run = tx.execute(select(operation).where(operation.c.run_id == run_id).order_by(operation.c.id)).all()
-            billed = tx.execute(select(tables.usage_record.c.operation_id)).scalars()
+            billed = tx.execute(select(billing_tables.usage_record.c.operation_id)).scalars()
             return [*of_run, *tx.execute(select(tables.run).where(tables.run.c.id == run_id)).all(), sorted(billed)]
 
     def _is_current(self, held: Held) -> bool:

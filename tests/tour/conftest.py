@@ -12,7 +12,6 @@ from api.downloads import UrlSigner
 from api.health import Health
 from api.services import Services, make_waiters
 from api.settings import ApiSettings
-from billing.rate_cards import load_rate_card
 from jobs.settings import JobsSettings
 from storage import accounts
 from tests.tiny_model import write_tiny_model
@@ -40,7 +39,6 @@ def door(service: Service) -> Iterator[TestClient]:
         waiters=make_waiters(database, safety_read_s=0.05),
         subscription=None,
         signer=UrlSigner.open(service.directory),
-        rate_card=load_rate_card(),
         health=Health(service.storage),
     )
     with database.begin() as tx:

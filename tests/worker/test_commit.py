@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, select
 from billing import usage
 from jobs import operations
 from jobs.operations import Failure, OptimStepOutcome, Outcome, SampleOutcome, Saved
-from storage import checkpoints, claims, journal, leases, retry, runs, tables, uploads
+from storage import billing_tables, checkpoints, claims, journal, leases, retry, runs, uploads
 from storage.clock import FrozenClock
 from storage.errors import DatabaseUnavailableError, LeaseLostError, ObjectStoreUnavailableError
 from storage.journal import Status
@@ -64,7 +64,7 @@ def _done(
 
 def _num_usage_records(storage: Storage) -> int:
     with storage.database.read() as tx:
-        return int(tx.execute(select(func.count()).select_from(tables.usage_record)).scalar_one())
+        return int(tx.execute(select(func.count()).select_from(billing_tables.usage_record)).scalar_one())
 
 
 def _read(storage: Storage, request_id: str) -> journal.Operation:

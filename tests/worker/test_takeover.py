@@ -23,7 +23,7 @@ from jobs.operations import (
     SaveForSampler,
     SaveState,
 )
-from storage import deaths, journal, leases, replays, runs, snapshots, tables, workers
+from storage import billing_tables, deaths, journal, leases, replays, runs, snapshots, tables, workers
 from storage.deaths import Cause
 from storage.errors import DamagedObjectError
 from storage.runs import Run
@@ -166,7 +166,7 @@ def test_the_tail_is_computed_again_bit_for_bit_and_counted(
     worker = row_of(service, successor)
     assert (worker.num_replayed, worker.num_replay_mismatches, worker.num_damaged_snapshots) == (7, 0, 0)
     with service.storage.database.read() as tx:
-        usage = tables.usage_record
+        usage = billing_tables.usage_record
         billed = tx.execute(select(usage.c.device_ns).where(usage.c.worker_id == "worker-b")).scalars().all()
     assert len(billed) == len(after)
     assert sum(billed) + worker.overhead_ns == worker.busy_ns

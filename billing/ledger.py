@@ -1,0 +1,141 @@
+"""The ledger: what accounts owe and have paid, entry by entry. Entries are appended, never edited or deleted.
+
+A positive amount is owed by the account, a negative one is in its favour. The source of an entry says what it is for,
+and a second entry for the same source is refused by the database: whatever is tried again is booked once.
+
+What always holds: this module alone writes entries, and every amount is an integer of `money.SCALE`-ths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, insert, select
+
+from billing import money
+from billing.dimensions import Dimensions
+from storage import billing_tables, rows
+
+_table = billing_tables.ledger_entry
+
+
+class EntryKind(StrEnum):
+    """What an entry is."""
+
+    CHARGE = "charge"
+    CREDIT = "credit"
+    TOP_UP = "topup"
+    ADJUSTMENT = "adjustment"
+    ROUNDING = "rounding"
+
+
+@dataclass(frozen=True)
+class NewEntry:
+    """An entry to be appended.
+
+    Attributes:
+        source: what it is for; unique.
+        units: the amount, in `money.SCALE`-ths.
+        operation_id, storage_usage_id: what a charge is for.
+        rate_card_id: what a charge was priced by.
+        corrects_id: the entry that an adjustment corrects.
+        invoice_id: only of a rounding, which is made for its invoice.
+    """
+
+    kind: EntryKind
+    source: str
+    dimensions: Dimensions
+    units: int
+    operation_id: int | None = None
+    storage_usage_id: int | None = None
+    rate_card_id: int | None = None
+    corrects_id: int | None = None
+    note: str | None = None
+    invoice_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the ledger; fields as those of `NewEntry`."""
+
+    id: int
+    kind: str
+    source: str
+    dimensions: Dimensions
+    units: int
+    created_at: datetime
+    operation_id: int | None
+    storage_usage_id: int | None
+    rate_card_id: int | None
+    corrects_id: int | None
+    note: str | None
+    invoice_id: int | None
+
+    @property
+    def amount(self) -> Decimal:
+        """The amount in the currency."""
+        return money.from_units(self.units)
+
+
+def append(tx: Connection, entries: Sequence[NewEntry], *, now: datetime) -> None:
+    """Append entries for sources that have none yet.
+
+    Raises:
+        IntegrityError: one of the sources has an entry already.
+    """
+    if entries:
+        tx.execute(insert(_table), [_values(entry, now) for entry in entries])
+
+
+def append_once(tx: Connection, entry: NewEntry, *, now: datetime) -> bool:
+    """Append an entry unless its source has one; returns whether it is new."""
+    return rows.insert_if_absent(tx, _table, **_values(entry, now))
+
+
+def find(tx: Connection, source: str) -> Entry | None:
+    """The entry for this source."""
+    row = tx.execute(select(_table).where(_table.c.source == source)).one_or_none()
+    return None if row is None else entry_of(row._mapping)
+
+
+def balance(tx: Connection, account_id: str, *, project_id: str | None = None, at: datetime | None = None) -> Decimal:
+    """What an account (or one project of it) has in its favour; negative is owed.
+
+    Args:
+        at: as it was at this moment; None is now.
+    """
+    wanted = [_table.c.account_id == account_id]
+    if project_id is not None:
+        wanted.append(_table.c.project_id == project_id)
+    if at is not None:
+        wanted.append(_table.c.created_at <= at)
+    return -money.from_units(total_units(tx, *wanted))
+
+
+def total_units(tx: Connection, *wanted: ColumnElement[bool]) -> int:
+    """The sum of the entries that meet these conditions, however large it is."""
+    high, low = tx.execute(select(*money.sum_columns(_table.c.amount)).where(*wanted)).one()
+    return money.sum_of(high, low)
+
+
+def entry_of(row: Any) -> Entry:
+    """The entry that a row is."""
+    values = dict(row)
+    dimensions = Dimensions(**{name: values.pop(name) for name in Dimensions.__dataclass_fields__})
+    return Entry(units=values.pop("amount"), dimensions=dimensions, **values)
+
+
+def _values(entry: NewEntry, now: datetime) -> dict[str, Any]:
+    values = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
+    return {
+        **values.pop("dimensions").__dict__,
+        "amount": values.pop("units"),
+        **values,
+        "kind": str(entry.kind),
+        "created_at": now,
+    }
