@@ -71,7 +71,7 @@ def open_services() -> Services:
     settings, jobs_settings, storage = ApiSettings(), JobsSettings(), open_storage()
     retrying(lambda: migrate(storage.database), give_up_after_s=START_S)
     with storage.database.begin() as tx:
-        rate_cards.install_first(tx, now=storage.database.now(tx))
+        rate_cards.install_from_settings(tx, now=storage.database.now(tx))
     dispatcher = Dispatcher(
         make_app(jobs_settings), storage.database, message_expires_s=jobs_settings.message_expires_s
     )

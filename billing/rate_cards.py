@@ -126,6 +126,22 @@ def install_first(tx: Connection, *, now: datetime, settings: BillingSettings | 
     return _insert(tx, content, account_id=None, effective_at=ALWAYS, now=now)
 
 
+def install_from_settings(tx: Connection, *, now: datetime, settings: BillingSettings | None = None) -> None:
+    """Add the card of the settings if it has never been added; it holds from now on, or always if it is the first.
+
+    Raises:
+        RateCardError: the file is missing, holds what is not a price, or is in another currency than the first card.
+    """
+    settings = settings or BillingSettings()
+    install_first(tx, now=now, settings=settings)
+    if settings.rate_card is None:
+        return
+    content = read_card(settings)
+    general = select(_table.c.id).where(_table.c.account_id.is_(None), _table.c.sha256 == _digest(content))
+    if tx.execute(general.limit(1)).first() is None:
+        add(tx, content, now=now, name=str(settings.rate_card))
+
+
 def read_card(settings: BillingSettings | None = None) -> str:
     """The text of the settings' card, checked.
 
@@ -147,10 +163,14 @@ def _insert(
     values = {"account_id": account_id, "effective_at": effective_at, "content": content, "created_at": now}
     facts = {
         "currency": rate_card_file.parse(content).currency,
-        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "sha256": _digest(content),
     }
     card_id = tx.execute(insert(_table).values(**values, **facts).returning(_table.c.id)).scalar_one()
     return DatedCard(card_id, account_id, effective_at, content, now)
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _newest(tx: Connection, whose: ColumnElement[bool], at: datetime) -> DatedCard | None:

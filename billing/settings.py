@@ -14,5 +14,6 @@ class BillingSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
 
     rate_card: Path | None = Field(
-        None, description="TOML file of prices; none: the default card that ships with piecework"
+        None,
+        description="TOML file of prices, in force from the api's next start on; none: the card that ships with piecework",
     )
