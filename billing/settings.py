@@ -15,5 +15,5 @@ class BillingSettings(BaseSettings):
 
     rate_card: Path | None = Field(
         None,
-        description="TOML file of prices, in force from the api's next start on; none: the card that ships with piecework",
+        description="TOML file of prices, in force from the next start on; none: the one that ships with piecework",
     )
