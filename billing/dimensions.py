@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
@@ -30,9 +30,3 @@ def of_session(tx: Connection, session_id: str) -> Dimensions:
     table = tables.session.c
     columns = (table.account_id, table.project_id, table.api_key_id, table.id.label("session_id"), table.batch)
     return Dimensions(**tx.execute(select(*columns).where(table.id == session_id)).one()._mapping)
-
-
-def of_run(tx: Connection, run_id: str) -> Dimensions:
-    """Whom what is done for a run is charged to."""
-    session_id = tx.execute(select(tables.run.c.session_id).where(tables.run.c.id == run_id)).scalar_one()
-    return replace(of_session(tx, session_id), run_id=run_id)

@@ -96,12 +96,6 @@ def in_force(tx: Connection, account_id: str | None, *, at: datetime) -> DatedCa
     return own or _newest(tx, _table.c.account_id.is_(None), at) or install_first(tx, now=at)
 
 
-def get(tx: Connection, card_id: int) -> DatedCard | None:
-    """The card of this version."""
-    row = tx.execute(_cards().where(_table.c.id == card_id)).one_or_none()
-    return None if row is None else DatedCard(**row._mapping)
-
-
 def currency(tx: Connection) -> str:
     """What this deployment bills in."""
     first = tx.execute(select(_table.c.currency).order_by(_table.c.id).limit(1)).scalar_one_or_none()
