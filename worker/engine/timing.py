@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -35,35 +35,47 @@ class DeviceClock:
     def measure(self) -> Iterator[Measurement]:
         """Measure the block, also when it raises."""
         measurement = Measurement()
-        read = self._read_cuda if self._device.type == "cuda" else self._read_cpu
+        read = _CudaReadings if self._device.type == "cuda" else _CpuReadings
         self._depth += 1
-        around, within = read(), read()
+        readings = read(self._device)
         try:
             yield measurement
         finally:
-            measurement.device_ns = within()
+            measurement.device_ns, around_ns = readings.end()
             self._depth -= 1
             if self._depth == 0:
-                self.busy_ns += around()
+                self.busy_ns += around_ns
 
-    def _read_cuda(self) -> Callable[[], int]:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        stream = torch.cuda.current_stream(self._device)
-        start.record(stream)
 
-        def since() -> int:
-            end.record(stream)
-            end.synchronize()
-            return int(start.elapsed_time(end) * 1e6)
+class _CudaReadings:
+    """Two pairs of events, one within the other."""
 
-        return since
+    def __init__(self, device: torch.device) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(4)]  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.current_stream(device)
+        for event in self._events[:2]:
+            event.record(self._stream)
 
-    def _read_cpu(self) -> Callable[[], int]:
-        num_threads = torch.get_num_threads()
-        wall_ns, cpu_ns = time.perf_counter_ns(), time.process_time_ns()
+    def end(self) -> tuple[int, int]:
+        """Nanoseconds within and around."""
+        for event in self._events[2:]:
+            event.record(self._stream)
+        self._events[3].synchronize()
+        around, within, end, around_end = self._events
+        return int(within.elapsed_time(end) * 1e6), int(around.elapsed_time(around_end) * 1e6)
 
-        def since() -> int:
-            wall, cpu = time.perf_counter_ns() - wall_ns, time.process_time_ns() - cpu_ns
-            return min(wall, cpu // num_threads)
 
-        return since
+class _CpuReadings:
+    """Two readings of two clocks, one within the other; those of the slower clock directly after each other."""
+
+    def __init__(self, _device: torch.device) -> None:
+        wall, cpu = time.perf_counter_ns, time.process_time_ns
+        self._around_wall, self._around_cpu, self._cpu, self._wall = wall(), cpu(), cpu(), wall()
+
+    def end(self) -> tuple[int, int]:
+        """Nanoseconds within and around."""
+        wall, cpu = time.perf_counter_ns, time.process_time_ns
+        end_wall, end_cpu, around_end_cpu, around_end_wall = wall(), cpu(), cpu(), wall()
+        threads = torch.get_num_threads()
+        within = min(end_wall - self._wall, (end_cpu - self._cpu) // threads)
+        return within, min(around_end_wall - self._around_wall, (around_end_cpu - self._around_cpu) // threads)
