@@ -68,18 +68,17 @@ class _CudaReadings:
 class _CpuReadings:
     """Two readings of wall time, one within the other, and one of CPU time.
 
-    A reading of CPU time takes 2-3 µs, so that two of them, one within the other, would by themselves differ by 0.1 % of
-    a short step.
+    A reading of CPU time takes 2-3 µs; two of them, one within the other, would differ by 0.1 % of a short step.
     """
 
     def __init__(self, _device: torch.device) -> None:
-        self._around = time.perf_counter_ns()
         self._cpu = time.process_time_ns()
+        self._around = time.perf_counter_ns()
         self._within = time.perf_counter_ns()
 
     def end(self) -> tuple[int, int]:
         """Nanoseconds within and around."""
         end = time.perf_counter_ns()
-        busy_ns = (time.process_time_ns() - self._cpu) // torch.get_num_threads()
         around_end = time.perf_counter_ns()
+        busy_ns = (time.process_time_ns() - self._cpu) // torch.get_num_threads()
         return min(end - self._within, busy_ns), min(around_end - self._around, busy_ns)
