@@ -60,12 +60,16 @@ class Work:
     num_replay_mismatches: int = 0
     num_damaged_snapshots: int = 0
 
+    def __add__(self, other: Work) -> Work:
+        return Work(**{name: getattr(self, name) + getattr(other, name) for name in asdict(self)})
+
 
 def register(tx: Connection, *, worker_id: str, host: str, pid: int, device: str, now: datetime) -> None:
     """Note that a worker has started; one that was given its id in the settings may start again."""
     facts = {"host": host, "pid": pid, "device": device, "started_at": now, "seen_at": now}
+    anew = {"stopped_at": None, "ended_by": None}
     if not rows.insert_if_absent(tx, _table, id=worker_id, **facts):
-        tx.execute(update(_table).where(_table.c.id == worker_id).values(**facts, stopped_at=None, ended_by=None))
+        tx.execute(update(_table).where(_table.c.id == worker_id).values(**facts, **anew))
 
 
 def record_seen(tx: Connection, worker_id: str, *, now: datetime) -> None:
@@ -73,17 +77,31 @@ def record_seen(tx: Connection, worker_id: str, *, now: datetime) -> None:
     tx.execute(update(_table).where(_table.c.id == worker_id).values(seen_at=now))
 
 
-def add_work(tx: Connection, worker_id: str, work: Work, *, tail_p95_ns: int) -> None:
-    """Add what was done in a turn."""
-    sums = {_table.c[name]: _table.c[name] + number for name, number in asdict(work).items() if number}
-    changed = update(_table).where(_table.c.id == worker_id).values({**sums, _table.c.tail_p95_ns: tail_p95_ns})
-    tx.execute(changed)
+def work_number(tx: Connection, worker_id: str) -> int:
+    """The number of the newest report of work that was added; its row is locked until the transaction ends."""
+    query = select(_table.c.work_number).where(_table.c.id == worker_id)
+    if tx.dialect.name != "sqlite":
+        query = query.with_for_update()
+    return tx.execute(query).scalar_one_or_none() or 0
+
+
+def add_work(tx: Connection, worker_id: str, work: Work, *, number: int, under_way_ns: int, tail_p95_ns: int) -> None:
+    """Add what a worker has done since its last report.
+
+    Args:
+        number: of the report, one more than `work_number`.
+        under_way_ns: device time that went into what is not done yet.
+    """
+    sums = {_table.c[name]: _table.c[name] + amount for name, amount in asdict(work).items() if amount}
+    facts = {_table.c.work_number: number, _table.c.under_way_ns: under_way_ns, _table.c.tail_p95_ns: tail_p95_ns}
+    tx.execute(update(_table).where(_table.c.id == worker_id).values({**sums, **facts}))
 
 
 def record_stopped(tx: Connection, worker_id: str, *, ended_by: str, now: datetime) -> None:
-    """Note that a worker has ended, and how; what was noted first stands."""
+    """Note that a worker has ended, and how; what was noted first stands. What was under way was in vain."""
     running = update(_table).where(_table.c.id == worker_id, _table.c.stopped_at.is_(None))
-    tx.execute(running.values(stopped_at=now, ended_by=ended_by))
+    in_vain = {"overhead_ns": _table.c.overhead_ns + _table.c.under_way_ns, "under_way_ns": 0}
+    tx.execute(running.values(stopped_at=now, ended_by=ended_by, **in_vain))
 
 
 def find_worker(tx: Connection, worker_id: str) -> Worker | None:

@@ -33,6 +33,7 @@ from worker.sample_turn import SampleTurn
 from worker.settings import WorkerSettings
 from worker.train_turn import TrainTurn
 from worker.watchdog import Watchdog
+from worker.work_meter import WorkMeter
 
 log = structlog.get_logger()
 
@@ -100,14 +101,16 @@ def build_worker(settings: WorkerSettings, jobs_settings: JobsSettings) -> Worke
     publisher = OutcomePublisher(jobs_settings.resolved_broker_url())
     io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
     models = BaseModels(storage, settings, device)
-    committer = Committer(storage, worker_id=worker_id, publish=publisher.publish)
-    samples = SampleTurn(committer, worker_id=worker_id, device=device_name)
-    train = TrainTurn(storage, committer, DeviceClock(device), io, worker_id=worker_id, device=device_name)
+    meter = WorkMeter(worker_id, DeviceClock(device))
+    committer = Committer(storage, meter, worker_id=worker_id, publish=publisher.publish)
+    samples = SampleTurn(committer, meter, worker_id=worker_id, device=device_name)
+    train = TrainTurn(storage, committer, meter, io, worker_id=worker_id, device=device_name)
     engine = EngineLoop(
         storage,
         settings,
         train,
         samples,
+        meter,
         worker_id=worker_id,
         on_room=lambda: feeder.notify(),  # noqa: PLW0108 - made just below
     )

@@ -30,6 +30,7 @@ from storage.open import Storage
 from storage.payloads import Stored
 from storage.retry import do_nothing, retrying
 from storage.runs import Run, SamplingSession
+from worker.work_meter import WorkMeter
 
 log = structlog.get_logger()
 
@@ -40,7 +41,7 @@ class Done:
 
     Attributes:
         outcome: None for an operation that was failed already when its turn came.
-        usage: None for operations that failed: they are not billed.
+        usage: what went into it; billed only if it completes.
         publish: rows to be written in the same transaction, e.g. a checkpoint's.
     """
 
@@ -48,6 +49,11 @@ class Done:
     outcome: Outcome | None
     usage: Usage | None = None
     publish: Callable[[Connection], None] | None = None
+
+    @property
+    def device_ns(self) -> int:
+        """Device time that went into it."""
+        return 0 if self.usage is None else self.usage.device_ns
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +68,11 @@ class RunCommit:
     def state_seq(self) -> int:
         """The state version that this commit leads to."""
         return self.done[-1].operation.seq
+
+    @property
+    def device_ns(self) -> int:
+        """Device time that went into it."""
+        return sum(done.device_ns for done in self.done)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +92,11 @@ class Committer:
         on_wait: called whenever database or object store does not answer and is asked again: this is no hanging.
     """
 
-    def __init__(self, storage: Storage, *, worker_id: str, publish: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self, storage: Storage, meter: WorkMeter, *, worker_id: str, publish: Callable[[Sequence[str]], None]
+    ) -> None:
         self._storage = storage
+        self._meter = meter
         self._worker_id = worker_id
         self._publish = publish
         self.on_wait: Callable[[], None] = do_nothing
@@ -99,21 +113,26 @@ class Committer:
         lost: set[str] = set()
 
         def write(tx: Connection) -> None:
+            if self._meter.took_effect(tx):
+                return
             lost.clear()
-            bill = Bill(tx, now=self._storage.database.now(tx))
+            bill, unbilled_ns = Bill(tx, now=self._storage.database.now(tx)), 0
             for commit, outcomes in zip(commits, stored, strict=True):
                 try:
-                    self._write_run(tx, commit, outcomes, bill)
+                    unbilled_ns += self._write_run(tx, commit, outcomes, bill)
                 except LeaseLostError as error:
                     log.warning("commit_discarded", run=commit.run.id, epoch=error.epoch, holder=error.holder)
                     lost.add(commit.run.id)
+                    unbilled_ns += commit.device_ns
             bill.settle()
+            self._meter.write(tx, unbilled_ns=unbilled_ns)
             failpoints.reach(Point.COMMIT_WRITTEN)
 
         try:
             self._until_known(write)
         except UploadGoneError as error:
             log.error("commit_discarded", key=error.key, runs=[commit.run.id for commit in commits])
+            self._meter.waste(sum(commit.device_ns for commit in commits))
             return {commit.run.id for commit in commits}
         failpoints.reach(Point.COMMITTED)
         kept = (commit for commit in commits if commit.run.id not in lost)
@@ -135,16 +154,20 @@ class Committer:
         discarded: set[str] = set()
 
         def write(tx: Connection) -> None:
+            if self._meter.took_effect(tx):
+                return
             discarded.clear()
-            bill = Bill(tx, now=self._storage.database.now(tx))
+            bill, unbilled_ns = Bill(tx, now=self._storage.database.now(tx)), 0
             for commit, outcome in zip(commits, stored, strict=True):
                 try:
                     with tx.begin_nested():
-                        self._write_sample(tx, commit, outcome, bill)
+                        unbilled_ns += self._write_sample(tx, commit, outcome, bill)
                 except (ClaimLostError, UploadGoneError) as error:
                     log.warning("sample_discarded", request=commit.operation.request_id, reason=str(error))
                     discarded.add(commit.operation.request_id)
+                    unbilled_ns += commit.usage.device_ns
             bill.settle()
+            self._meter.write(tx, unbilled_ns=unbilled_ns)
             failpoints.reach(Point.SAMPLE_COMMIT_WRITTEN)
 
         self._until_known(write)
@@ -171,10 +194,13 @@ class Committer:
                 write(tx)
 
         retrying(attempt, on_wait=self.on_wait)
+        self._meter.told()
 
-    def _write_run(self, tx: Connection, commit: RunCommit, outcomes: Iterable[Stored], bill: Bill) -> None:
+    def _write_run(self, tx: Connection, commit: RunCommit, outcomes: Iterable[Stored], bill: Bill) -> int:
+        """Write what a run's operations came to; returns device time that is not billed."""
         if leases.committed_seq(tx, commit.lease) >= commit.state_seq:
-            return  # an earlier try of this very commit took effect
+            return 0  # an earlier try of this very commit took effect
+        unbilled_ns = 0
         leases.advance(tx, commit.lease, state_seq=commit.state_seq)
         now = self._storage.database.now(tx)
         for done, stored in zip(commit.done, outcomes, strict=True):
@@ -184,8 +210,10 @@ class Committer:
             if failure is not None:
                 refusal = Refusal(failure.error, failure.category)
                 journal.fail(tx, done.operation, refusal, worker_id=self._worker_id, now=now)
+                unbilled_ns += done.device_ns
             elif done.usage is not None:
                 bill.add(done.usage, done.operation, session_id=commit.run.session_id, run_id=commit.run.id)
+        return unbilled_ns
 
     def _complete(self, tx: Connection, done: Done, stored: Stored) -> Failure | None:
         """Write outcome and published rows; a name that is taken fails the operation alone."""
@@ -200,18 +228,20 @@ class Committer:
             return Failure(str(error), Category.USER)
         return None
 
-    def _write_sample(self, tx: Connection, commit: SampleCommit, stored: Stored, bill: Bill) -> None:
+    def _write_sample(self, tx: Connection, commit: SampleCommit, stored: Stored, bill: Bill) -> int:
+        """Write what a sample came to; returns device time that is not billed."""
         operation = commit.operation
         written = journal.get_operation(tx, operation.request_id)
         decided = written.status in (journal.Status.COMPLETED, journal.Status.FAILED)
         if decided and (written.attempts, written.worker_id) == (operation.attempts, self._worker_id):
-            return  # an earlier try of this very commit took effect
+            return 0  # an earlier try of this very commit took effect
         claims.check_claim(tx, operation, worker_id=self._worker_id)
         now = self._storage.database.now(tx)
         if isinstance(commit.outcome, Failure):
             refusal = Refusal(commit.outcome.error, commit.outcome.category)
             journal.fail(tx, operation, refusal, worker_id=self._worker_id, now=now)
-            return
+            return commit.usage.device_ns
         payloads.name(tx, stored)
         journal.complete(tx, operation, stored, worker_id=self._worker_id, now=now)
         bill.add(commit.usage, operation, session_id=commit.session.session_id, run_id=commit.session.run_id)
+        return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import structlog
@@ -21,7 +21,6 @@ from storage.failpoints import Point
 from storage.leases import Lease
 from storage.open import Storage
 from storage.retry import retrying
-from storage.workers import Work
 from worker import faults
 from worker.active_run import ActiveRun
 from worker.fairness import Activity, Claimant, FairShare
@@ -29,10 +28,11 @@ from worker.fetching import OperationFetcher
 from worker.replay import Replay
 from worker.replay_tail import RecentPercentile
 from worker.roster import Roster
-from worker.sample_turn import SampleReport, SampleTurn
+from worker.sample_turn import SampleTurn
 from worker.settings import WorkerSettings
 from worker.takeover import Takeover
-from worker.train_turn import TrainTurn, TurnReport
+from worker.train_turn import TrainTurn
+from worker.work_meter import WorkMeter
 from worker.writeback import WriteBack
 
 log = structlog.get_logger()
@@ -55,6 +55,7 @@ class EngineLoop(threading.Thread):
         settings: WorkerSettings,
         train: TrainTurn,
         samples: SampleTurn,
+        meter: WorkMeter,
         *,
         worker_id: str,
         on_room: Callable[[], None],
@@ -78,8 +79,9 @@ class EngineLoop(threading.Thread):
             wake=self._wakeup.set,
         )
         self._replays: deque[Replay] = deque()
-        self._work = Work()
         self._tails = RecentPercentile()
+        self._meter = meter
+        meter.tail_p95_ns = lambda: self._tails.p95
         self.roster = Roster(self._wakeup.set, fetched_max=settings.concurrency, expected_max=settings.run_states_max)
         self.progress_at = time.monotonic()
         self.is_cut_off = False
@@ -156,7 +158,7 @@ class EngineLoop(threading.Thread):
         self._drop_overtaken()
         is_alone = self._replays_alone()
         if not is_alone:
-            self._overhead(self._samples.admit())
+            self._samples.admit()
         self._fetcher.refill(self.roster.active())
         replayed = self._replay_some(is_alone=is_alone)
         worked = not is_alone and self._take_turn()
@@ -169,12 +171,12 @@ class EngineLoop(threading.Thread):
         settings = self._settings
         replay = Replay(
             takeover,
-            self._train.clock,
+            self._meter.clock,
             tokens_max=settings.tokens_max,
             bound=settings.replay_bound,
             on_pass=self._note_progress,
         )
-        self._work.num_damaged_snapshots += len(takeover.damaged)
+        self._meter.work.num_damaged_snapshots += len(takeover.damaged)
         if replay.is_done:
             self._admit(replay)
         else:
@@ -191,7 +193,7 @@ class EngineLoop(threading.Thread):
         is_short_of_memory = False
         before = replay.num_replayed, replay.num_mismatches
         try:
-            with self._train.clock.measure() as measured:
+            with self._meter.clock.measure() as measured:
                 replay.advance()
         except Exception as error:
             faults.raise_if_device_is_lost(error)
@@ -202,9 +204,9 @@ class EngineLoop(threading.Thread):
                 self.roster.forget(replay.takeover.lease, error)
                 retrying(lambda: self._release(replay.takeover.lease), on_wait=self._note_progress)
         finally:
-            self._overhead(measured.device_ns)
-            self._work.num_replayed += replay.num_replayed - before[0]
-            self._work.num_replay_mismatches += replay.num_mismatches - before[1]
+            self._meter.waste(measured.device_ns)
+            self._meter.work.num_replayed += replay.num_replayed - before[0]
+            self._meter.work.num_replay_mismatches += replay.num_mismatches - before[1]
         if is_short_of_memory and replay.takeover.model is not None:
             # not before the exception is gone: it holds the pass's tensors
             faults.free_unused_memory(replay.takeover.model.base.device)
@@ -268,31 +270,26 @@ class EngineLoop(threading.Thread):
         report = self._train.take(together, tokens_max=self._settings.tokens_max)
         if report is None:
             return False
-        self._charge(Activity.TRAINING, report)
+        self._charge(Activity.TRAINING, report.device_ns)
+        for tail_ns in report.tails_ns:
+            self._tails.add(tail_ns)
         return True
 
-    def _charge(self, activity: Activity, report: TurnReport | SampleReport) -> None:
-        for account, consumed in report.device_ns.items():
+    def _charge(self, activity: Activity, device_ns: Mapping[str, int]) -> None:
+        for account, consumed in device_ns.items():
             self._fair.charge((account, activity), consumed)
-        self._work.busy_ns += report.busy_ns
-        self._work.overhead_ns += report.overhead_ns
-        if isinstance(report, TurnReport):
-            for tail_ns in report.tails_ns:
-                self._tails.add(tail_ns)
-
-    def _overhead(self, device_ns: int) -> None:
-        self._work.busy_ns += device_ns
-        self._work.overhead_ns += device_ns
 
     def _store_work(self) -> None:
-        if self._work == Work():
+        """Tell what no commit of this turn has told."""
+        if not self._meter.has_news:
             return
         try:
             with self._storage.database.begin() as tx:
-                workers.add_work(tx, self._worker_id, self._work, tail_p95_ns=self._tails.p95)
+                self._meter.write(tx)
         except DatabaseUnavailableError:
-            return  # added at the next turn
-        self._work = Work()
+            self._meter.doubt()
+        else:
+            self._meter.told()
 
     # ------------------------------------------------------------------------------------------------ leaving memory
 

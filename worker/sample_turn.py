@@ -19,6 +19,7 @@ from worker.commit import Committer, SampleCommit
 from worker.engine.adapter import Adapter
 from worker.residency import ResidentModel
 from worker.sampler.reports import Finished, SamplerStep
+from worker.work_meter import WorkMeter
 
 log = structlog.get_logger()
 
@@ -46,15 +47,6 @@ class ClaimedSample:
     device_ns: int = 0
 
 
-@dataclass(frozen=True)
-class SampleReport:
-    """What one step consumed, in nanoseconds: per account, in all, and what of it all is not billed."""
-
-    device_ns: dict[str, int]
-    busy_ns: int
-    overhead_ns: int
-
-
 class SampleTurn:
     """The samples this worker has claimed. What other threads call is locked; the rest is the engine's thread's.
 
@@ -62,8 +54,10 @@ class SampleTurn:
     only the one that raises alone fails.
     """
 
-    def __init__(self, committer: Committer, *, worker_id: str, device: str) -> None:
+    def __init__(self, committer: Committer, meter: WorkMeter, *, worker_id: str, device: str) -> None:
         self._committer = committer
+        self._meter = meter
+        meter.under_way_ns = self._under_way_ns
         self._worker_id = worker_id
         self._device = device
         self._wake: Callable[[], None] = lambda: None
@@ -128,61 +122,64 @@ class SampleTurn:
         mine = (claimed for claimed in self._in_engine.values() if claimed.operation.account_id == account_id)
         return next(claimed.work.model for claimed in mine if isinstance(claimed.work, Drawable))
 
-    def admit(self) -> int:
-        """Begin what has arrived and end what was lost; returns device time spent in vain, in nanoseconds."""
+    def admit(self) -> None:
+        """Begin what has arrived and end what was lost."""
         with self._lock:
             arrived, self._arrived = self._arrived, []
             lost, self._lost = self._lost, set()
             for claimed in arrived:
                 self._expected.pop(claimed.operation.id, None)
-        wasted_ns = sum(self._drop(request_id) for request_id in lost)
+        for request_id in lost:
+            self._drop(request_id)
         failed = []
         for claimed in arrived:
-            wasted_ns += self._drop(claimed.operation.request_id)  # claimed again: this is the new attempt
+            self._drop(claimed.operation.request_id)  # claimed again: this is the new attempt
             if isinstance(claimed.work, Failure):
                 failed.append(self._commit_of(claimed, Finished(claimed.operation.request_id, claimed.work)))
             else:
                 self._begin(claimed)
         if failed:
             self._committer.commit_samples(failed)
-        return wasted_ns
 
-    def take(self, model: ResidentModel) -> SampleReport:
-        """One step of a model's sampler: every sequence in it moves on by a token or a part of its prompt."""
+    def take(self, model: ResidentModel) -> dict[str, int]:
+        """One step of a model's sampler: every sequence in it moves on by a token or a part of its prompt.
+
+        Returns:
+            What each account has consumed, in nanoseconds.
+        """
         self._release_suspect(model)
         try:
-            step = model.sampler.step()
+            with self._meter.clock.measure() as measured:
+                step = model.sampler.step()
         except Exception as error:
             log.error("sampling_step_failed", base_model=model.base.name, exc_info=error)
             faults.raise_if_device_is_lost(error)
             failure = faults.unexpected(error, "sample")
+            self._meter.waste(measured.device_ns)
         else:
-            return self._share(step)
+            return self._share(step, measured.device_ns)
         faults.free_unused_memory(model.base.device)  # not before the exception is gone: it holds the step's tensors
-        return self._suspect(model, failure)
+        self._suspect(model, failure)
+        return {}
 
-    def _share(self, step: SamplerStep) -> SampleReport:
+    def _share(self, step: SamplerStep, device_ns: int) -> dict[str, int]:
         """Split a step's device time among its samples, and commit those that it has finished."""
-        *shares, overhead_ns = split_ns(step.device_ns, [*step.work.values(), step.overhead])
+        *shares, overhead_ns = split_ns(device_ns, [*step.work.values(), step.overhead])
+        self._meter.waste(overhead_ns)
         per_account: dict[str, int] = {}
         for request_id, share in zip(step.work, shares, strict=True):
             claimed = self._in_engine[request_id]
             claimed.device_ns += share
             account = claimed.operation.account_id
             per_account[account] = per_account.get(account, 0) + share
-        return SampleReport(per_account, step.device_ns, overhead_ns + self._finish(step.finished))
+        self._finish(step.finished)
+        return per_account
 
-    def _finish(self, finished: Sequence[Finished]) -> int:
-        """Commit what is done; returns device time that nobody is billed for."""
-        if not finished:
-            return 0
-        done = {one.request_id: (self._remove(one.request_id), one) for one in finished}
-        discarded = self._committer.commit_samples([self._commit_of(claimed, one) for claimed, one in done.values()])
-        return sum(
-            claimed.device_ns
-            for request_id, (claimed, one) in done.items()
-            if request_id in discarded or isinstance(one.outcome, Failure)
-        )
+    def _finish(self, finished: Sequence[Finished]) -> None:
+        """Commit what is done."""
+        if finished:
+            done = [(self._remove(one.request_id), one) for one in finished]
+            self._committer.commit_samples([self._commit_of(claimed, one) for claimed, one in done])
 
     def _begin(self, claimed: ClaimedSample) -> None:
         with self._lock:
@@ -199,14 +196,14 @@ class SampleTurn:
         scope = f"{claimed.operation.account_id}/{claimed.session.object_key or ''}"
         work.model.sampler.submit(claimed.operation.request_id, work.body, work.adapter, scope=scope)
 
-    def _drop(self, request_id: str) -> int:
-        """Take a sample out of the engine; returns the device time it had used."""
+    def _drop(self, request_id: str) -> None:
+        """Take a sample out of the engine, if it is there; what it has used was in vain."""
         if request_id not in self._in_engine:
-            return 0
+            return
         claimed = self._remove(request_id)
         assert isinstance(claimed.work, Drawable)
         claimed.work.model.sampler.cancel(request_id)
-        return claimed.device_ns
+        self._meter.waste(claimed.device_ns)
 
     def _remove(self, request_id: str) -> ClaimedSample:
         with self._lock:
@@ -215,7 +212,7 @@ class SampleTurn:
             self._suspects.remove(claimed)
         return claimed
 
-    def _suspect(self, model: ResidentModel, failure: Failure) -> SampleReport:
+    def _suspect(self, model: ResidentModel, failure: Failure) -> None:
         """A step raised: fail the sample that was alone in it, or draw each alone from now on."""
         inside = [
             claimed
@@ -224,14 +221,15 @@ class SampleTurn:
         ]
         for claimed in inside:
             model.sampler.cancel(claimed.operation.request_id)
-        wasted_ns = sum(claimed.device_ns for claimed in inside)
+            self._meter.waste(claimed.device_ns)
+            claimed.device_ns = 0
         if len(inside) == 1:
             self._finish([Finished(inside[0].operation.request_id, failure)])
         else:
             self._suspects.extend(inside)
-        for claimed in inside:
-            claimed.device_ns = 0
-        return SampleReport({}, 0, wasted_ns)
+
+    def _under_way_ns(self) -> int:
+        return sum(claimed.device_ns for claimed in self._in_engine.values())
 
     def _release_suspect(self, model: ResidentModel) -> None:
         """Let the next suspect begin once nothing else is being drawn from its model."""

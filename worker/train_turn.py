@@ -38,11 +38,11 @@ from worker.active_run import ActiveRun, Queued
 from worker.commit import Committer, Done, RunCommit
 from worker.engine.optimizer import optim_step
 from worker.engine.run_state import RunState
-from worker.engine.timing import DeviceClock
 from worker.engine.trainer import TrainRequest
 from worker.residency import ResidentModel
 from worker.saving import SavedWeights, copy_weights, store_weights
 from worker.takeover import COMPUTED_AGAIN, load_checkpoint
+from worker.work_meter import WorkMeter
 
 log = structlog.get_logger()
 
@@ -87,30 +87,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class TurnReport:
-    """What a turn consumed, in nanoseconds: per account, in all, and what of it all is not billed.
+    """What a turn consumed, in nanoseconds, by account.
 
     Attributes:
         tails_ns: what a death at this commit would have made others compute again, of each run that was committed.
     """
 
     device_ns: dict[str, int]
-    busy_ns: int
-    overhead_ns: int
     tails_ns: list[int]
 
 
 class TrainTurn:
-    """Executes turns. On the engine's thread, but for uploads and downloads.
-
-    Attributes:
-        clock: measures device time.
-    """
+    """Executes turns. On the engine's thread, but for uploads and downloads."""
 
     def __init__(
         self,
         storage: Storage,
         committer: Committer,
-        clock: DeviceClock,
+        meter: WorkMeter,
         io: ThreadPoolExecutor,
         *,
         worker_id: str,
@@ -118,7 +112,7 @@ class TrainTurn:
     ) -> None:
         self._storage = storage
         self._committer = committer
-        self.clock = clock
+        self._meter = meter
         self._io = io
         self._worker_id = worker_id
         self._device = device
@@ -305,13 +299,15 @@ class TrainTurn:
     def _run_together(self, model: ResidentModel, requests: Sequence[TrainRequest]) -> list[tuple[Outcome, int]]:
         """Outcome and share of device time of each; what breaks the pass is found by running each alone."""
         try:
-            report = model.trainer.run(requests, on_pass=self._progress)
+            with self._meter.clock.measure() as measured:
+                report = model.trainer.run(requests, on_pass=self._progress)
         except Exception as error:
             log.exception("training_pass_failed", requests=len(requests))
+            self._meter.waste(measured.device_ns)
             faults.raise_if_device_is_lost(error)
             failure = faults.unexpected(error, "operation")
         else:
-            return list(zip(report.outcomes, split_ns(report.device_ns, report.work), strict=True))
+            return list(zip(report.outcomes, split_ns(measured.device_ns, report.work), strict=True))
         if len(requests) == 1:
             return [(failure, 0)]
         faults.free_unused_memory(model.base.device)  # not before the exception is gone, which holds the pass's tensors
@@ -335,7 +331,7 @@ class TrainTurn:
                 "known: nothing was changed and the gradients were cleared; submit the forward_backward again"
             )
             return
-        with self.clock.measure() as measured:
+        with self._meter.clock.measure() as measured:
             try:
                 outcome: Outcome = optim_step(state, last.body)
             except Exception as error:
@@ -382,15 +378,10 @@ class TrainTurn:
 
     def _report(self, plans: Sequence[Plan], lost: set[str]) -> TurnReport:
         per_account: dict[str, int] = {}
-        overhead_ns = 0
         for plan in plans:
             account = plan.run.run.account_id
-            for seq, device_ns in plan.device_ns.items():
-                per_account[account] = per_account.get(account, 0) + device_ns
-                if plan.run.id in lost or isinstance(plan.outcomes[seq], Failure):
-                    overhead_ns += device_ns
-        tails_ns = [plan.run.tail.device_ns for plan in plans if plan.run.id not in lost]
-        return TurnReport(per_account, sum(per_account.values()), overhead_ns, tails_ns)
+            per_account[account] = per_account.get(account, 0) + sum(plan.device_ns.values())
+        return TurnReport(per_account, [plan.run.tail.device_ns for plan in plans if plan.run.id not in lost])
 
 
 def _move_on(plan: Plan) -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from billing.reconciliation import Reconciliation
 from jobs.settings import JobsSettings
 from storage import sweeper
 from storage.open import Storage
@@ -34,6 +35,8 @@ STORAGE_CHECKS: Sequence[Callable[[Storage], Sequence[str]]] = (
     checks.no_operation_failed,
     checks.every_run_is_at_its_last_operation,
     checks.every_completed_operation_has_one_usage_record,
+    checks.every_completed_operation_has_one_charge,
+    checks.billed_and_overhead_are_the_busy_time,
     checks.billed_tokens_are_those_of_the_undisturbed,
     checks.no_object_without_a_row,
     checks.no_row_without_its_object,
@@ -62,6 +65,7 @@ class Outcome:
         violations: per check what contradicts it.
         stopped_by: why it ended before all faults were through; empty if it did not.
         longest_pause_s: of any client, from one result to the next.
+        device_time: busy, billed and in vain, over all workers.
     """
 
     plan: Plan
@@ -73,6 +77,7 @@ class Outcome:
     undisturbed_pause_s: float = 0.0
     num_rounds: int = 0
     num_results: int = 0
+    device_time: Reconciliation | None = None
 
     @property
     def num_kills(self) -> int:
@@ -105,7 +110,7 @@ def run(plan: Plan, directory: Path, on_fault: Callable[[Struck], None]) -> Outc
             outcome.stopped_by = str(error)
         clients.kill()
         _note(outcome, clients.records())
-        outcome.violations = dict(_violations(service, clients.records()))
+        outcome.violations = dict(_violations(service, clients.records(), outcome))
     outcome.wall_s = time.monotonic() - began
     return outcome
 
@@ -137,7 +142,9 @@ def _note(outcome: Outcome, records: Mapping[str, Record]) -> None:
     outcome.num_results = sum(len(values) for record in records.values() for values in record.rounds.values())
 
 
-def _violations(service: Service, records: Mapping[str, Record]) -> Iterator[tuple[str, Sequence[str]]]:
+def _violations(
+    service: Service, records: Mapping[str, Record], outcome: Outcome
+) -> Iterator[tuple[str, Sequence[str]]]:
     """Shut down, sweep, and ask everything."""
     time.sleep(SETTLE_S)  # what the killed had held, and what they had begun to upload, expires
     statuses = service.shut_down()
@@ -145,6 +152,7 @@ def _violations(service: Service, records: Mapping[str, Record]) -> Iterator[tup
     yield "Every part ends by itself on SIGTERM.", unwilling
     with service.storage() as storage:
         _sweep(storage)
+        outcome.device_time = checks.reconciled(storage)
         for check in STORAGE_CHECKS:
             yield _sentence(check), check(storage)
     yield (

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from billing.reconciliation import Reconciliation, reconcile
 from storage import billing_tables, tables, uploads
 from storage.journal import Status
 from storage.open import Storage
@@ -20,6 +21,7 @@ UNDISTURBED = 0
 """The round of each script that ran before the first fault."""
 
 operation, usage, run = tables.operation, billing_tables.usage_record, tables.run
+charge = billing_tables.ledger_entry
 
 
 def every_future_is_resolved(storage: Storage) -> Sequence[str]:
@@ -62,6 +64,38 @@ def every_completed_operation_has_one_usage_record(storage: Storage) -> Sequence
         for request_id, status, number in rows
         if number != (status == Status.COMPLETED)
     ]
+
+
+def every_completed_operation_has_one_charge(storage: Storage) -> Sequence[str]:
+    """Every completed operation is charged exactly once, and nothing else is."""
+    query = (
+        select(operation.c.request_id, operation.c.status, func.count(charge.c.id))
+        .join_from(operation, charge, operation.c.id == charge.c.operation_id, isouter=True)
+        .group_by(operation.c.id)
+    )
+    with storage.database.read() as tx:
+        rows = tx.execute(query).all()
+    return [
+        f"{request_id} is {status} and has {number} charges"
+        for request_id, status, number in rows
+        if number != (status == Status.COMPLETED)
+    ]
+
+
+def billed_and_overhead_are_the_busy_time(storage: Storage) -> Sequence[str]:
+    """Device time that was billed, and that was in vain, is that of the clocks around the engines, within 0.1 %."""
+    found = reconciled(storage)
+    return [
+        f"{balance.worker_id} was busy for {balance.busy_ns} ns and is {balance.drift_ns} ns off"
+        for balance in found.balances
+        if found.alarm and balance == found.worst
+    ]
+
+
+def reconciled(storage: Storage) -> Reconciliation:
+    """Busy device time held against what was billed and what was in vain."""
+    with storage.database.read() as tx:
+        return reconcile(tx)
 
 
 def billed_tokens_are_those_of_the_undisturbed(storage: Storage) -> Sequence[str]:

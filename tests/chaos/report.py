@@ -50,6 +50,7 @@ def as_json(outcome: Outcome, logs: Path) -> Mapping[str, Any]:
         "wall_s": round(outcome.wall_s, 1),
         "longest_pause_s": round(outcome.longest_pause_s, 2),
         "undisturbed_pause_s": round(outcome.undisturbed_pause_s, 2),
+        "device_time": _device_time(outcome),
         "logs": str(logs),
     }
 
@@ -62,6 +63,14 @@ def show(outcome: Outcome, logs: Path, console: Console) -> None:
         f"results; slowest pause of a client {outcome.longest_pause_s:.1f} s "
         f"(undisturbed {outcome.undisturbed_pause_s:.1f} s)"
     )
+    if outcome.device_time is not None:
+        console.print(
+            "device time: busy {busy_s:.3f} s = billed {billed_s:.3f} + in vain {overhead_s:.3f} + under way "
+            "{under_way_s:.3f}; off by {off:.4%}, the worst of {workers} workers by {worst:.4%}".format(
+                **_device_time(outcome)
+            ),
+            highlight=False,
+        )
     if not outcome.passed:
         plan = outcome.plan
         console.print(f"[red]failed[/red] {escape(outcome.stopped_by)}", highlight=False)
@@ -71,6 +80,17 @@ def show(outcome: Outcome, logs: Path, console: Console) -> None:
             f"--seed {plan.seed}{broker}\nlogs: {logs}",
             soft_wrap=True,
         )
+
+
+def _device_time(outcome: Outcome) -> Mapping[str, float]:
+    """Seconds, and parts of the busy time."""
+    found = outcome.device_time
+    if found is None:
+        return {}
+    names = ("busy", "billed", "overhead", "under_way")
+    seconds = {f"{name}_s": found.total(f"{name}_ns") / 1e9 for name in names}
+    off = abs(found.total("drift_ns")) / max(found.total("busy_ns"), 1)
+    return {**seconds, "off": off, "worst": found.drift_ppm / 1e6, "workers": len(found.balances)}
 
 
 def _faults(outcome: Outcome) -> Table:

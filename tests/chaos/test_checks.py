@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Connection, update
 
-from storage import billing_tables, tables
+from storage import billing_tables, tables, workers
 from storage.journal import Operation
 from storage.open import Storage
 from storage.runs import Run, Session
+from storage.workers import Work
 from tests.chaos import checks
 from tests.chaos.campaign import STORAGE_CHECKS
 from tests.chaos.clients import Record
-from tests.factories import bill, complete, make_operation, make_run, make_session, make_upload, make_usage
+from tests.factories import NOW, bill, complete, make_operation, make_run, make_session, make_upload, make_usage
 
 
 def a_round(tx: Connection, number: int, *, tokens: int = 10) -> tuple[Run, Operation]:
@@ -80,7 +81,11 @@ def test_a_failed_operation_that_was_billed_is_found(storage: Storage) -> None:
         tx.execute(update(tables.operation).values(status="failed"))
 
     # then
-    assert broken(storage) == {"no_operation_failed", "every_completed_operation_has_one_usage_record"}
+    assert broken(storage) == {
+        "no_operation_failed",
+        "every_completed_operation_has_one_usage_record",
+        "every_completed_operation_has_one_charge",
+    }
 
 
 def test_an_object_that_no_row_names_is_found(storage: Storage) -> None:
@@ -140,3 +145,18 @@ def test_a_round_that_goes_on_still_is_compared_as_far_as_it_has_come() -> None:
     # then
     assert not checks.results_are_those_of_the_undisturbed({"supervised": right})
     assert checks.results_are_those_of_the_undisturbed({"supervised": wrong})
+
+
+def test_device_time_that_is_nowhere_is_found(storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        a_round(tx, 0)
+        workers.register(tx, worker_id="w", host="h", pid=1, device="cpu", now=NOW)
+        work = Work(busy_ns=2 * 10**9, overhead_ns=2 * 10**9 - 1_000 - 10**8)
+        workers.add_work(tx, "w", work, number=1, under_way_ns=0, tail_p95_ns=0)
+
+    # then
+    assert broken(storage) == {"billed_and_overhead_are_the_busy_time"}
+    assert checks.billed_and_overhead_are_the_busy_time(storage) == [
+        "w was busy for 2000000000 ns and is 100000000 ns off"
+    ]

@@ -126,14 +126,16 @@ def test_status_and_doctor_tell_what_replays_have_shown(tmp_path: Path) -> None:
     migrate(database)
     with database.begin() as tx:
         workers.register(tx, worker_id="w", host="h", pid=1, device="cpu", now=database.now(tx))
-        workers.add_work(tx, "w", Work(num_replayed=7), tail_p95_ns=1_500_000_000)
+        workers.add_work(tx, "w", Work(num_replayed=7), number=1, under_way_ns=0, tail_p95_ns=1_500_000_000)
     shown = run(tmp_path, "status").output
     assert "worker w on cpu: replay tail p95 1.5 s, replayed 7" in shown
     assert "ALARM" not in shown
 
     # when it found a damaged snapshot, and a replay that gave another result
     with database.begin() as tx:
-        workers.add_work(tx, "w", Work(num_damaged_snapshots=1, num_replay_mismatches=2), tail_p95_ns=0)
+        workers.add_work(
+            tx, "w", Work(num_damaged_snapshots=1, num_replay_mismatches=2), number=2, under_way_ns=0, tail_p95_ns=0
+        )
 
     # then that is seen
     told = run_json(tmp_path, "status")

@@ -603,16 +603,16 @@ def test_a_worker_that_was_given_its_id_may_start_again(database: Database) -> N
     with database.begin() as tx:
         # Given
         workers.register(tx, worker_id="gpu-0", host="h", pid=1, device="cpu", now=NOW)
-        workers.add_work(tx, "gpu-0", Work(busy_ns=10, overhead_ns=4), tail_p95_ns=7)
+        workers.add_work(tx, "gpu-0", Work(busy_ns=10, overhead_ns=4), number=1, under_way_ns=3, tail_p95_ns=7)
         workers.record_stopped(tx, "gpu-0", ended_by="fault", now=NOW)
         assert workers.list_workers(tx, seen_after=NOW - timedelta(seconds=1)) == []
         # When
         workers.register(tx, worker_id="gpu-0", host="h", pid=2, device="cpu", now=LATER)
-        workers.add_work(tx, "gpu-0", Work(busy_ns=1, num_replayed=3), tail_p95_ns=5)
+        workers.add_work(tx, "gpu-0", Work(busy_ns=1, num_replayed=3), number=2, under_way_ns=0, tail_p95_ns=5)
         # Then
         (worker,) = workers.list_workers(tx, seen_after=NOW)
         assert (worker.pid, worker.started_at, worker.stopped_at, worker.ended_by) == (2, LATER, None, None)
-        assert (worker.busy_ns, worker.overhead_ns) == (11, 4)
+        assert (worker.busy_ns, worker.overhead_ns, worker.under_way_ns) == (11, 4 + 3, 0)
         assert (worker.num_replayed, worker.tail_p95_ns) == (3, 5)
 
 
@@ -622,7 +622,14 @@ def test_alarms_outlive_the_worker_that_raised_them(database: Database) -> None:
         assert workers.count_alarms(tx) == Alarms(0, 0)
         for name in ("a", "b"):
             workers.register(tx, worker_id=name, host="h", pid=1, device="cpu", now=NOW)
-            workers.add_work(tx, name, Work(num_replay_mismatches=2, num_damaged_snapshots=1), tail_p95_ns=0)
+            workers.add_work(
+                tx,
+                name,
+                Work(num_replay_mismatches=2, num_damaged_snapshots=1),
+                number=1,
+                under_way_ns=0,
+                tail_p95_ns=0,
+            )
         # When
         workers.record_stopped(tx, "a", ended_by="fault", now=NOW)
         # Then

@@ -29,6 +29,7 @@ from storage.suspects import Cause
 from tests.factories import SHA256, make_run, make_sampling_session, make_session, make_usage
 from tests.properties import invariants
 from tests.properties.invariants import Book
+from tests.worker.stand_ins import make_meter
 from worker.commit import Committer, Done, RunCommit, SampleCommit
 
 LEASE_S = 10.0
@@ -271,7 +272,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     def _committer(self, worker: str, answers: list[str], meanwhile: Callable[[], None]) -> Committer:
         unsure = dataclasses.replace(self.storage, database=_Unsure(self.storage, answers, meanwhile))  # type: ignore[arg-type]
-        return Committer(unsure, worker_id=worker, publish=lambda _: None)
+        return Committer(unsure, make_meter(worker), worker_id=worker, publish=lambda _: None)
 
     def _steal(self, thief: str | None, run_id: str) -> None:
         if thief is not None:

@@ -31,6 +31,7 @@ from worker.residency import BaseModels
 from worker.sample_turn import SampleTurn
 from worker.settings import WorkerSettings
 from worker.train_turn import TrainTurn
+from worker.work_meter import WorkMeter
 
 MODEL = "tiny"
 WAIT_S = 60.0
@@ -129,10 +130,11 @@ class Engine:
         self._io = ThreadPoolExecutor(4)
         storage = service.storage
         self.models = BaseModels(storage, self.settings, torch.device("cpu"))
-        committer = Committer(storage, worker_id=name, publish=self.published.extend)
-        train = TrainTurn(storage, committer, DeviceClock(torch.device("cpu")), self._io, worker_id=name, device="cpu")
-        samples = SampleTurn(committer, worker_id=name, device="cpu")
-        self.loop = EngineLoop(storage, self.settings, train, samples, worker_id=name, on_room=lambda: None)
+        meter = WorkMeter(name, DeviceClock(torch.device("cpu")))
+        committer = Committer(storage, meter, worker_id=name, publish=self.published.extend)
+        train = TrainTurn(storage, committer, meter, self._io, worker_id=name, device="cpu")
+        samples = SampleTurn(committer, meter, worker_id=name, device="cpu")
+        self.loop = EngineLoop(storage, self.settings, train, samples, meter, worker_id=name, on_room=lambda: None)
 
     def start(self) -> Engine:
         """Start the thread."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import torch
 from sqlalchemy import Connection
 
 from storage import leases
@@ -13,6 +14,13 @@ from storage.runs import Run
 from tests.factories import make_run
 from worker.active_run import ActiveRun
 from worker.engine.run_state import Staging, StateCopy
+from worker.engine.timing import DeviceClock
+from worker.work_meter import WorkMeter
+
+
+def make_meter(worker_id: str = "w") -> WorkMeter:
+    """A meter of a worker on the CPU."""
+    return WorkMeter(worker_id, DeviceClock(torch.device("cpu")))
 
 
 @dataclass

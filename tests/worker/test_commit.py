@@ -27,6 +27,7 @@ from tests.factories import (
     make_sampling_session,
     make_usage,
 )
+from tests.worker.stand_ins import make_meter
 from worker.commit import Committer, Done, RunCommit, SampleCommit
 
 OUTCOME = OptimStepOutcome({"grad_norm": 1.5})
@@ -39,7 +40,7 @@ def published() -> list[str]:
 
 @pytest.fixture
 def committer(storage: Storage, published: list[str]) -> Committer:
-    return Committer(storage, worker_id="w", publish=published.extend)
+    return Committer(storage, make_meter(), worker_id="w", publish=published.extend)
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +160,9 @@ def test_a_commit_of_unknown_outcome_bills_once(
         done = _done(tx, run)
     unsure = dataclasses.replace(storage, database=AnswersLost(storage, answers))  # type: ignore[arg-type]
     # When
-    lost = Committer(unsure, worker_id="w", publish=published.extend).commit_runs([RunCommit(run, lease, [done])])
+    lost = Committer(unsure, make_meter(), worker_id="w", publish=published.extend).commit_runs(
+        [RunCommit(run, lease, [done])]
+    )
     # Then
     assert lost == set()
     assert _state_seq(storage, run) == 0
@@ -188,7 +191,9 @@ def test_a_lease_lost_after_a_commit_of_unknown_outcome_is_told(storage: Storage
 
     unsure.begin = begin  # type: ignore[method-assign]
     # When
-    lost = Committer(opened, worker_id="w", publish=lambda _: None).commit_runs([RunCommit(run, lease, [done])])
+    lost = Committer(opened, make_meter(), worker_id="w", publish=lambda _: None).commit_runs(
+        [RunCommit(run, lease, [done])]
+    )
     # Then
     assert lost == {run.id}
     assert _num_usage_records(storage) == 0
@@ -400,7 +405,9 @@ def test_a_samples_commit_of_unknown_outcome_bills_once(
     session, operation = _claimed(storage, clock)
     unsure = dataclasses.replace(storage, database=AnswersLost(storage, answers))  # type: ignore[arg-type]
     # When
-    discarded = Committer(unsure, worker_id="w", publish=lambda _: None).commit_samples([_drawn(session, operation)])
+    discarded = Committer(unsure, make_meter(), worker_id="w", publish=lambda _: None).commit_samples(
+        [_drawn(session, operation)]
+    )
     # Then
     assert discarded == set()
     assert _read(storage, operation.request_id).status == Status.COMPLETED

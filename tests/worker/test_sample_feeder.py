@@ -18,6 +18,7 @@ from storage.journal import Operation, Status
 from storage.open import Storage
 from storage.payloads import Stored
 from tests.factories import make_sample, make_sample_body, make_sampling_session
+from tests.worker.stand_ins import make_meter
 from worker.sample_feeder import SampleFeeder, SuspectTurns
 from worker.sample_turn import ClaimedSample, SampleTurn
 
@@ -43,7 +44,7 @@ class Bench:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.models = Models()
-        self.turn = SampleTurn(None, worker_id="w", device="cpu")  # type: ignore[arg-type]
+        self.turn = SampleTurn(None, make_meter(), worker_id="w", device="cpu")  # type: ignore[arg-type]
         self.feeder = SampleFeeder(
             storage,
             self.models,  # type: ignore[arg-type]

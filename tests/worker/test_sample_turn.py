@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from storage.runs import SamplingSession
 from worker.commit import SampleCommit
 from worker.sample_turn import ClaimedSample, Drawable, SampleTurn
 from worker.sampler.reports import Finished, SamplerStep
+from worker.work_meter import WorkMeter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -46,6 +49,21 @@ class PretendSampler:
         done, self.inside = self.inside, []
         finished = [Finished(request_id, SampleOutcome(()), tokens_sampled=1) for request_id in done]
         return SamplerStep(finished, dict.fromkeys(done, 1), 0, 100)
+
+
+class PretendClock:
+    """Every block takes 100 ns."""
+
+    busy_ns = 0
+
+    @contextmanager
+    def measure(self) -> Iterator[SimpleNamespace]:
+        measured = SimpleNamespace(device_ns=0)
+        try:
+            yield measured
+        finally:
+            measured.device_ns = 100
+            self.busy_ns += 100
 
 
 @dataclass
@@ -100,8 +118,13 @@ def committer() -> PretendCommitter:
 
 
 @pytest.fixture
-def turn(committer: PretendCommitter) -> SampleTurn:
-    return SampleTurn(committer, worker_id="w", device="cpu")  # type: ignore[arg-type]
+def meter() -> WorkMeter:
+    return WorkMeter("w", PretendClock())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def turn(committer: PretendCommitter, meter: WorkMeter) -> SampleTurn:
+    return SampleTurn(committer, meter, worker_id="w", device="cpu")  # type: ignore[arg-type]
 
 
 def make_model(**changes: Any) -> Any:
@@ -120,7 +143,7 @@ def run_dry(turn: SampleTurn, model: Any) -> list[Any]:
     return reports
 
 
-def test_device_time_is_split_and_billed(turn: SampleTurn, committer: PretendCommitter) -> None:
+def test_device_time_is_split_and_billed(turn: SampleTurn, committer: PretendCommitter, meter: WorkMeter) -> None:
     # given samples of two accounts
     model = make_model()
     for name, account in (("a", "acme"), ("b", "acme"), ("c", "other")):
@@ -131,8 +154,8 @@ def test_device_time_is_split_and_billed(turn: SampleTurn, committer: PretendCom
     (report,) = run_dry(turn, model)
 
     # then the shares add up, and nothing of it is overhead
-    assert report.device_ns == {"acme": 67, "other": 33}
-    assert (report.busy_ns, report.overhead_ns) == (100, 0)
+    assert report == {"acme": 67, "other": 33}
+    assert (meter.clock.busy_ns, meter.work.overhead_ns) == (100, 0)
     assert sum(commit.usage.device_ns for commit in committer.committed.values()) == 100
 
 
@@ -155,18 +178,19 @@ def test_the_sample_that_breaks_a_step_fails_alone(turn: SampleTurn, committer: 
     assert set(committer.committed) == set("abcdef")
 
 
-def test_what_is_discarded_is_overhead(turn: SampleTurn, committer: PretendCommitter) -> None:
-    # given a sample whose claim turns out to be another's
-    model = make_model()
-    committer.discards = {"a"}
-    turn.arrive(make_claimed("a", model))
+def test_what_breaks_a_step_is_overhead_and_what_is_inside_is_under_way(turn: SampleTurn, meter: WorkMeter) -> None:
+    # given two samples, one of which breaks every step it is in
+    model = make_model(poison=frozenset({"b"}))
+    for name in "ab":
+        turn.arrive(make_claimed(name, model))
     turn.admit()
+    assert meter.under_way_ns() == 0
 
-    # when it is committed
-    (report,) = run_dry(turn, model)
+    # when they are drawn: together, which breaks, then each alone
+    run_dry(turn, model)
 
-    # then nobody is billed for it
-    assert (report.busy_ns, report.overhead_ns) == (100, 100)
+    # then only the step in which the good one was alone is billed
+    assert (meter.clock.busy_ns, meter.work.overhead_ns, meter.under_way_ns()) == (300, 200, 0)
 
 
 def test_a_cancelled_sample_leaves_the_engine(turn: SampleTurn, committer: PretendCommitter) -> None:

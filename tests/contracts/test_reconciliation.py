@@ -1,0 +1,78 @@
+"""Billed and overhead held against busy: what is lost or billed twice is seen."""
+
+import pytest
+import sqlalchemy
+
+from billing import reconciliation
+from billing.reconciliation import reconcile
+from storage import billing_tables, workers
+from storage.database import Database
+from storage.workers import Work
+from tests.factories import NOW, bill, make_operation, make_run, make_usage
+
+SECOND = 10**9
+
+
+def make_worker(database: Database, worker_id: str, *, busy_ns: int, overhead_ns: int, under_way_ns: int = 0) -> None:
+    with database.begin() as tx:
+        workers.register(tx, worker_id=worker_id, host="h", pid=1, device="cpu", now=NOW)
+        work = Work(busy_ns=busy_ns, overhead_ns=overhead_ns)
+        workers.add_work(tx, worker_id, work, number=1, under_way_ns=under_way_ns, tail_p95_ns=0)
+
+
+def make_bill(database: Database, worker_id: str, device_ns: int, *, num_rolled_up: int = 0) -> None:
+    with database.begin() as tx:
+        run = make_run(tx)
+        for seq in range(2):
+            used = make_usage(device_ns=device_ns // 2, worker_id=worker_id)
+            bill(tx, run, make_operation(tx, run, seq), used)
+        if num_rolled_up:
+            usage, worker = billing_tables.usage_record, workers._table
+            tx.execute(sqlalchemy.update(usage).where(usage.c.id <= num_rolled_up).values(rolled_up=True))
+            tx.execute(sqlalchemy.update(worker).values(rolled_up_ns=num_rolled_up * device_ns // 2))
+
+
+@pytest.mark.parametrize("num_rolled_up", [0, 1, 2])
+def test_what_adds_up_has_no_drift_whatever_is_rolled_up(database: Database, num_rolled_up: int) -> None:
+    # Given
+    make_worker(database, "w", busy_ns=10 * SECOND, overhead_ns=SECOND, under_way_ns=3 * SECOND)
+    make_bill(database, "w", 6 * SECOND, num_rolled_up=num_rolled_up)
+    # When
+    with database.read() as tx:
+        found = reconcile(tx)
+    # Then
+    assert [(balance.worker_id, balance.billed_ns, balance.drift_ns) for balance in found.balances] == [
+        ("w", 6 * SECOND, 0)
+    ]
+    assert (found.drift_ppm, found.alarm) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("overhead_ns", "alarm"), [(2 * SECOND, False), (2 * SECOND + 10**7, False), (2 * SECOND + 2 * 10**7, True)]
+)
+def test_more_than_a_thousandth_is_an_alarm(database: Database, overhead_ns: int, alarm: bool) -> None:
+    # Given: two workers, one of which is off by 0, 0.1 and 0.2 %
+    make_worker(database, "good", busy_ns=100 * SECOND, overhead_ns=100 * SECOND)
+    make_worker(database, "w", busy_ns=10 * SECOND, overhead_ns=overhead_ns)
+    make_bill(database, "w", 8 * SECOND)
+    # When
+    with database.begin() as tx:
+        found = reconcile(tx)
+        reconciliation.record(tx, found, now=NOW)
+        row = tx.execute(sqlalchemy.select(billing_tables.reconciliation)).one()
+    # Then
+    assert found.alarm is alarm
+    assert (row.alarm, row.drift_ppm, row.num_workers) == (alarm, found.drift_ppm, 2)
+
+
+def test_workers_that_were_hardly_busy_are_judged_together(database: Database) -> None:
+    # Given: ten workers each off by 1 %, in either direction
+    for number in range(10):
+        make_worker(
+            database, f"w{number}", busy_ns=SECOND // 5, overhead_ns=SECOND // 5 + (-1) ** number * SECOND // 500
+        )
+    # When
+    with database.read() as tx:
+        found = reconcile(tx)
+    # Then
+    assert [(balance.busy_ns, balance.drift_ns) for balance in found.balances] == [(2 * SECOND, 0)]
