@@ -15,6 +15,7 @@ from api.cli.output import print_json, print_table
 from billing import cost as billed
 from billing.money import plain
 from billing.rating import device_seconds
+from billing.usage_totals import Scope
 from storage import runs
 from storage.accounts import get_account
 
@@ -35,14 +36,14 @@ def cost(run_id: str | None, account_name: str | None, since: str | None, as_jso
         moment = parse_since(since, now=storage.database.now(tx)) if since else None
         if run_id is not None:
             runs.get_run(tx, run_id)
-        report = billed.report(tx, account_id=account.id if account else None, run_id=run_id, since=moment)
+        report = billed.report(tx, Scope(account_id=account.id if account else None, run_id=run_id, since=moment))
     if as_json:
         print_json(report.as_json())
         return
     headings = ("account", "run", "operation", "device", "number", "device-s", "trained", "prefilled", "sampled")
     rows: list[tuple[object, ...]] = [
         (
-            row.usage.account,
+            row.account,
             row.usage.run_id or "",
             row.usage.kind,
             row.usage.device,

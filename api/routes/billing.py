@@ -10,6 +10,7 @@ from pydantic import AwareDatetime
 
 from api.dependencies import CurrentKey, Joined
 from billing import cost
+from billing.usage_totals import Scope
 
 router = APIRouter(prefix="/api/v1")
 
@@ -25,5 +26,5 @@ def get_cost(
     """Usage and cost by run and kind of operation, of one run or session if asked; amounts are decimal strings."""
     since_at: datetime | None = since
     with services.database.read() as tx:
-        report = cost.report(tx, account_id=key.account_id, run_id=run, session_id=session, since=since_at)
+        report = cost.report(tx, Scope(account_id=key.account_id, run_id=run, session_id=session, since=since_at))
     return report.as_json()
