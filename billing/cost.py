@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -68,6 +68,12 @@ def report(tx: Connection, scope: Scope | None = None) -> CostReport:
     names = {row.id: row.name for row in tx.execute(select(tables.account.c.id, tables.account.c.name))}
     rows = [CostRow(names[total.account_id or ""], total) for total in usage_totals.totals(tx, scope)]
     return CostReport(rate_cards.currency(tx), sorted(rows, key=lambda row: row.account))
+
+
+def of_runs(tx: Connection, account_id: str, run_ids: Sequence[str]) -> Mapping[str, Decimal]:
+    """What each of these runs has cost so far, samples drawn from its weights included."""
+    scopes = {run_id: Scope(account_id=account_id, run_id=run_id) for run_id in run_ids}
+    return {run_id: from_units(usage_totals.charged(tx, scope)) for run_id, scope in scopes.items()}
 
 
 def _row_json(row: CostRow) -> dict[str, Any]:
