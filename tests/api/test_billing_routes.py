@@ -6,17 +6,18 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
-from tinker.types import TrainingRun
+from tinker.types import BillingUsageResponse, CurrentCheckpointStorageUsageResponse, TrainingRun
 
 from billing import ledger, rollups
 from billing.money import from_units
+from billing.usage_totals import HOUR, hour_of
 from jobs import operations
 from jobs.operations import OptimStepOutcome
 from storage import journal, runs
 from storage.open import Storage
 from storage.payloads import Stored
 from tests.api.conftest import Account
-from tests.factories import bill, make_operation, make_usage
+from tests.factories import bill, make_checkpoint, make_operation, make_usage
 
 
 def use(storage: Storage, run_id: str, seq: int, kind: str = "forward_backward") -> str:
@@ -88,3 +89,65 @@ def test_the_result_of_a_step_tells_what_the_run_has_cost_and_does_not_keep_it(
     with storage.database.read() as tx:
         stored = storage.payloads.get(journal.get_operation(tx, request_id).outcome)
     assert operations.decode(stored) == OptimStepOutcome({"grad_norm": 1.5})
+
+
+def window(storage: Storage) -> dict[str, str]:
+    """The hour under way, as the SDK asks for it."""
+    with storage.database.read() as tx:
+        hour = hour_of(storage.database.now(tx))
+    return {"starting_on": (hour - HOUR).isoformat(), "ending_before": (hour + HOUR).isoformat()}
+
+
+@pytest.mark.parametrize("rolled_up", [False, True])
+def test_usage_events_agree_with_cost_and_the_ledger(alice: Account, storage: Storage, *, rolled_up: bool) -> None:
+    # Given
+    run_id = alice.run()
+    for seq, kind in enumerate(["forward_backward", "optim_step", "save_state", "forward"], start=1):
+        use(storage, run_id, seq, kind)
+    if rolled_up:
+        rollups.roll_up(storage.database, pass_s=60)
+    # When
+    answer = alice.get("billing/usage/events", params=window(storage))
+    told = BillingUsageResponse.model_validate(answer.json())
+    # Then
+    costs = [Decimal(str(event.estimated_cost_usd)) for event in told.data]
+    assert sum(costs) == Decimal(alice.get("cost").json()["total"]["cost"]) == charged(storage)
+    infos = {event.event_info.type: event.event_info for event in told.data}
+    assert infos["training"].token_count == 4_000 - 1_000  # type: ignore[union-attr]
+    assert infos["checkpoint"].count == 1  # type: ignore[union-attr]
+    assert set(told.sessions) == {event.session_id for event in told.data}
+
+
+@pytest.mark.parametrize(
+    ("starting_on", "ending_before", "why"),
+    [
+        ("2026-01-01T00:30:00Z", "2026-01-01T02:00:00Z", "whole hours"),
+        ("2026-01-01T00:00:00Z", "2026-01-16T00:00:00Z", "at most 14 days"),
+        ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z", "must come after"),
+        ("2999-01-01T00:00:00Z", "2999-01-02T00:00:00Z", "future"),
+    ],
+)
+def test_a_window_that_makes_no_sense_is_refused(
+    alice: Account, starting_on: str, ending_before: str, why: str
+) -> None:
+    answer = alice.get("billing/usage/events", params={"starting_on": starting_on, "ending_before": ending_before})
+    assert answer.status_code == 400
+    assert why in answer.text
+
+
+def test_checkpoint_storage_is_told_by_project(alice: Account, storage: Storage) -> None:
+    # Given
+    run_id = alice.run()
+    with storage.database.begin() as tx:
+        run = runs.get_run(tx, run_id)
+        for name in ("one", "two"):
+            make_checkpoint(tx, run, name, now=storage.database.now(tx))
+    # When
+    answer = alice.get("billing/usage/checkpoints/current").json()
+    other = alice.get("billing/usage/checkpoints/current", params={"project_id": "another"}).json()
+    # Then
+    (item,) = CurrentCheckpointStorageUsageResponse.model_validate(answer).data
+    assert (item.checkpoint_count, item.size_bytes, item.project_id) == (2, 20, None)
+    rate = answer["effective_rate_usd_per_gigabyte_month"]
+    assert item.estimated_monthly_cost_usd == pytest.approx(rate * 20 / 10**9)
+    assert other["data"] == []
