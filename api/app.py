@@ -13,6 +13,7 @@ from api import errors
 from api.routes import (
     auth,
     billing,
+    billing_usage,
     files,
     futures,
     models,
@@ -38,6 +39,7 @@ ROUTERS = (
     operations,
     training_runs,
     billing,
+    billing_usage,
     files,
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -13,12 +13,16 @@ from sqlalchemy import Connection
 from api.errors import GoneError
 from api.services import Services
 from api.wire import json_results, results
+from billing import rate_cards, usage_totals
+from billing.money import from_units
+from billing.usage_totals import Scope
 from jobs import operations
 from jobs.operations import (
     Category,
     Failure,
     ForwardBackwardOutcome,
     Kind,
+    OptimStepOutcome,
     Outcome,
     SampleOutcome,
     UnreadableOperationError,
@@ -61,7 +65,17 @@ def answer(services: Services, operation: Operation, *, accept: str) -> Response
         return Response(results.forward_backward(outcome), media_type=results.MEDIA_TYPE)
     if results.MEDIA_TYPE in accept and isinstance(outcome, SampleOutcome):
         return Response(results.sample(outcome), media_type=results.MEDIA_TYPE)
+    if isinstance(outcome, OptimStepOutcome):
+        outcome = replace(outcome, metrics={**outcome.metrics, **_cost_metric(services, operation)})
     return JSONResponse(json_results.result(Kind(operation.kind), outcome))
+
+
+def _cost_metric(services: Services, operation: Operation) -> dict[str, float]:
+    """What the operation's run has cost by now: told with the result, never kept with it."""
+    with services.database.read() as tx:
+        currency = rate_cards.currency(tx)
+        scope = Scope(account_id=operation.account_id, run_id=operation.run_id)
+        return {f"cost_{currency.lower()}": float(from_units(usage_totals.charged(tx, scope)))}
 
 
 def held_back_s(services: Services, operation: Operation) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from billing.money import plain
@@ -29,13 +30,15 @@ def checkpoint(row: Checkpoint) -> dict[str, Any]:
     }
 
 
-def training_run(run: Run, checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
-    """A `TrainingRun`.
+def training_run(run: Run, checkpoints: Sequence[Checkpoint], *, cost: Decimal) -> dict[str, Any]:
+    """A `TrainingRun`, and what it has cost so far: a field that the SDK passes over.
 
     Args:
         checkpoints: of this run, newest first.
+        cost: in the currency of the deployment.
     """
     return {
+        "cost": plain(cost),
         "training_run_id": run.id,
         "base_model": run.base_model,
         "model_owner": run.account_id,

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
-from billing import rate_cards, rating, usage
+from billing import rate_cards, rating, usage_totals
 from billing.money import from_units, plain
-from billing.usage import UsageTotal
+from billing.usage_totals import Scope, UsageTotal
+from storage import tables
 
 
 @dataclass(frozen=True)
 class CostRow:
     """Usage of one account, run and kind of operation, and what it costs."""
 
+    account: str
     usage: UsageTotal
 
     @property
@@ -62,23 +63,23 @@ class CostReport:
         }
 
 
-def report(
-    tx: Connection,
-    *,
-    account_id: str | None = None,
-    run_id: str | None = None,
-    session_id: str | None = None,
-    since: datetime | None = None,
-) -> CostReport:
+def report(tx: Connection, scope: Scope | None = None) -> CostReport:
     """What was used, by account, run and kind of operation, and what was charged for it."""
-    totals = usage.totals(tx, account_id=account_id, run_id=run_id, session_id=session_id, since=since)
-    return CostReport(rate_cards.currency(tx), [CostRow(total) for total in totals])
+    names = {row.id: row.name for row in tx.execute(select(tables.account.c.id, tables.account.c.name))}
+    rows = [CostRow(names[total.account_id or ""], total) for total in usage_totals.totals(tx, scope)]
+    return CostReport(rate_cards.currency(tx), sorted(rows, key=lambda row: row.account))
+
+
+def of_runs(tx: Connection, account_id: str, run_ids: Sequence[str]) -> Mapping[str, Decimal]:
+    """What each of these runs has cost so far, samples drawn from its weights included."""
+    scopes = {run_id: Scope(account_id=account_id, run_id=run_id) for run_id in run_ids}
+    return {run_id: from_units(usage_totals.charged(tx, scope)) for run_id, scope in scopes.items()}
 
 
 def _row_json(row: CostRow) -> dict[str, Any]:
     total = row.usage
     return {
-        "account": total.account,
+        "account": row.account,
         "run": total.run_id,
         "kind": total.kind,
         "base_model": total.base_model,

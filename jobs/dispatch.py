@@ -9,7 +9,7 @@ import structlog
 from celery import Celery
 
 from jobs.app import WORK_QUEUE, worker_queue_name
-from jobs.messages import Message, RunHasWork, SamplesWait, SweepObjects
+from jobs.messages import Message, RunBillingJob, RunHasWork, SamplesWait, SweepObjects
 from storage import failpoints, leases
 from storage.database import Database
 from storage.failpoints import Point
@@ -62,6 +62,10 @@ class Dispatcher:
     def announce_sweep(self) -> bool:
         """Say that it is time to delete what nothing needs."""
         return self._send(SweepObjects(), WORK_QUEUE, self._message_expires_s)
+
+    def announce_billing(self, job: str) -> bool:
+        """Say that it is time for a job of `billing_jobs.JOBS`."""
+        return self._send(RunBillingJob(job), WORK_QUEUE, self._message_expires_s)
 
     def _send(self, message: Message, queue: str, expires_s: float) -> bool:
         failpoints.reach(Point.MESSAGE_BEGUN)

@@ -52,4 +52,20 @@ class SweepObjects:
         return {"version": VERSION}
 
 
-Message = RunHasWork | SamplesWait | SweepObjects
+@dataclass(frozen=True)
+class RunBillingJob:
+    """It is time for one of the jobs of `billing_jobs.JOBS`.
+
+    Attributes:
+        job: its name.
+    """
+
+    task: ClassVar[str] = "piecework.run_billing_job"
+    job: str
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the task."""
+        return {**asdict(self), "version": VERSION}
+
+
+Message = RunHasWork | SamplesWait | SweepObjects | RunBillingJob

@@ -15,7 +15,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import sweeper
+from jobs import billing_jobs, sweeper
 from jobs.announcer import Announcer
 from jobs.app import make_app
 from jobs.dispatch import Dispatcher
@@ -75,6 +75,8 @@ def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Even
         id="sweep",
     )
     scheduler.add_job(dispatcher.announce_sweep, "interval", seconds=settings.object_sweep_s, id="sweep_objects")
+    for name, job in billing_jobs.JOBS.items():
+        scheduler.add_job(dispatcher.announce_billing, job.trigger, args=[name], id=name)
     scheduler.start()
     while not stopping.wait(LEADER_RETRY_S) and leads.is_set():
         pass

@@ -51,6 +51,13 @@ def create_account(tx: Connection, name: str, *, now: datetime) -> Account:
     return account
 
 
+def name_of(tx: Connection, account_id: str) -> str:
+    """The name of the account with this id."""
+    table = tables.account.c
+    name: str = tx.execute(select(table.name).where(table.id == account_id)).scalar_one()
+    return name
+
+
 def find_account(tx: Connection, name: str) -> Account | None:
     """The account of this name."""
     row = tx.execute(select(tables.account).where(tables.account.c.name == name)).one_or_none()

@@ -6,8 +6,9 @@ from datetime import datetime
 
 from celery import Celery
 
+from jobs import billing_jobs
 from jobs.dispatch import Dispatcher
-from jobs.messages import RunHasWork, SamplesWait, SweepObjects
+from jobs.messages import RunBillingJob, RunHasWork, SamplesWait, SweepObjects
 from jobs.settings import JobsSettings
 from storage import failpoints, sweeper
 from storage.failpoints import Point
@@ -51,6 +52,11 @@ def register(
         if not swept.is_complete:
             dispatcher.announce_sweep()
 
+    def run_billing_job(job: str, version: int) -> None:  # noqa: ARG001
+        if not billing_jobs.run(job, storage, settings):
+            dispatcher.announce_billing(job)
+
     app.task(name=RunHasWork.task)(advance_run)
     app.task(name=SamplesWait.task)(draw_samples)
     app.task(name=SweepObjects.task)(sweep_objects)
+    app.task(name=RunBillingJob.task)(run_billing_job)

@@ -15,6 +15,7 @@ from api.cli.output import print_json, print_table
 from billing import cost as billed
 from billing.money import plain
 from billing.rating import device_seconds
+from billing.usage_totals import Scope
 from storage import runs
 from storage.accounts import get_account
 
@@ -24,25 +25,49 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 @click.command()
 @click.option("--run", "run_id", help="Only this training run.")
+@click.option("--session", "session_id", help="Only this session.")
+@click.option("--project", "project_id", help="Only this project.")
+@click.option("--key", "api_key_id", type=int, help="Only what this API key was used for; its number.")
+@click.option("--batch", help="Only sessions with the tag batch:NAME.")
 @click.option("--account", "account_name", help="Only this account.")
 @click.option("--since", help="Only what finished since: 2026-01-31, 2026-01-31T12:00:00+00:00, or 90m, 24h, 7d ago.")
 @json_option
 @data_dir_option
-def cost(run_id: str | None, account_name: str | None, since: str | None, as_json: bool, data_dir: Path) -> None:
+def cost(
+    *,
+    run_id: str | None,
+    session_id: str | None,
+    project_id: str | None,
+    api_key_id: int | None,
+    batch: str | None,
+    account_name: str | None,
+    since: str | None,
+    as_json: bool,
+    data_dir: Path,
+) -> None:
     """Show usage and cost per account, run and kind of operation."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         account = get_account(tx, account_name) if account_name else None
         moment = parse_since(since, now=storage.database.now(tx)) if since else None
         if run_id is not None:
             runs.get_run(tx, run_id)
-        report = billed.report(tx, account_id=account.id if account else None, run_id=run_id, since=moment)
+        scope = Scope(
+            account_id=account.id if account else None,
+            project_id=project_id,
+            api_key_id=api_key_id,
+            session_id=session_id,
+            batch=batch,
+            run_id=run_id,
+            since=moment,
+        )
+        report = billed.report(tx, scope)
     if as_json:
         print_json(report.as_json())
         return
     headings = ("account", "run", "operation", "device", "number", "device-s", "trained", "prefilled", "sampled")
     rows: list[tuple[object, ...]] = [
         (
-            row.usage.account,
+            row.account,
             row.usage.run_id or "",
             row.usage.kind,
             row.usage.device,

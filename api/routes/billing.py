@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BaseModel, Field
 
 from api.dependencies import CurrentKey, Joined
 from billing import cost
+from billing.usage_totals import Scope
 
 router = APIRouter(prefix="/api/v1")
 
 
+class CostFilters(BaseModel):
+    """Which of the account's usage; all that are given have to fit."""
+
+    run: str | None = Field(None, max_length=192)
+    session: str | None = Field(None, max_length=192)
+    project: str | None = Field(None, max_length=64)
+    key: int | None = Field(None, ge=1, le=2**63 - 1)
+    batch: str | None = Field(None, max_length=128)
+    since: AwareDatetime | None = None
+
+
 @router.get("/cost")
-def get_cost(
-    services: Joined,
-    key: CurrentKey,
-    run: Annotated[str | None, Query(max_length=192)] = None,
-    session: Annotated[str | None, Query(max_length=192)] = None,
-    since: AwareDatetime | None = None,
-) -> dict[str, Any]:
-    """Usage and cost by run and kind of operation, of one run or session if asked; amounts are decimal strings."""
-    since_at: datetime | None = since
+def get_cost(services: Joined, key: CurrentKey, filters: Annotated[CostFilters, Query()]) -> dict[str, Any]:
+    """Usage and cost by run and kind of operation; amounts are decimal strings."""
+    scope = Scope(
+        account_id=key.account_id,
+        project_id=filters.project,
+        api_key_id=filters.key,
+        session_id=filters.session,
+        batch=filters.batch,
+        run_id=filters.run,
+        since=filters.since,
+    )
     with services.database.read() as tx:
-        report = cost.report(tx, account_id=key.account_id, run_id=run, session_id=session, since=since_at)
+        report = cost.report(tx, scope)
     return report.as_json()

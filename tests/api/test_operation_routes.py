@@ -65,7 +65,8 @@ def test_a_long_list_is_read_page_by_page(alice: Account, run: str) -> None:
 def test_results_are_fetched_without_the_sdk(alice: Account, run: str) -> None:
     assert alice.get(f"operations/{run}:1").json()["status"] == "completed"
     assert alice.get(f"operations/{run}:0/result").json() == {"model_id": run, "type": "create_model"}
-    assert alice.get(f"operations/{run}:1/result").json() == {"metrics": {"grad_norm:mean": 2.5}}
+    step = alice.get(f"operations/{run}:1/result").json()
+    assert step == {"metrics": {"grad_norm:mean": 2.5, "cost_usd": 3e-05}}
     failure = alice.get(f"operations/{run}:2/result").json()
     assert (failure["category"], "learning_rate" in failure["error"]) == ("user", True)
     waits = alice.get(f"operations/{run}:3/result")

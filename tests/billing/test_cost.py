@@ -4,6 +4,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 from billing import cost, rate_cards
+from billing.usage_totals import Scope
 from storage.database import Database
 from tests.factories import NOW, bill, make_operation, make_run, make_usage
 
@@ -30,8 +31,8 @@ def test_a_report_lists_every_kind_and_adds_up(database: Database) -> None:
             bill(tx, run, make_operation(tx, run, seq, kind), used)
     # When
     with database.read() as tx:
-        report = cost.report(tx, run_id=run.id)
-        nothing = cost.report(tx, run_id="another")
+        report = cost.report(tx, Scope(run_id=run.id))
+        nothing = cost.report(tx, Scope(run_id="another"))
     # Then
     assert [(row.usage.kind, row.cost) for row in report.rows] == [
         ("forward_backward", Decimal("3.5")),

@@ -71,14 +71,18 @@ def test_a_held_run_is_announced_to_its_worker_until_the_lease_expires(
     ]
 
 
-def test_samples_and_sweeps_are_announced_to_all(dispatcher: Dispatcher, messages: SentMessages) -> None:
+def test_samples_sweeps_and_jobs_of_the_bill_are_announced_to_all(
+    dispatcher: Dispatcher, messages: SentMessages
+) -> None:
     # When
     dispatcher.announce_samples()
     dispatcher.announce_sweep()
+    dispatcher.announce_billing("roll_up")
     # Then
     assert [(name, queue) for name, queue, _, _ in messages.sent] == [
         ("piecework.draw_samples", WORK_QUEUE),
         ("piecework.sweep_objects", WORK_QUEUE),
+        ("piecework.run_billing_job", WORK_QUEUE),
     ]
 
 

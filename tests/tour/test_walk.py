@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from api import tinker_public_pb2 as wire
 from billing import cost
+from billing.usage_totals import Scope
 from jobs.operations import ForwardBackward, ForwardBackwardOutcome, decode
 from storage import journal, runs, snapshots
 from tests.worker.harness import MODEL, Engine, Service
@@ -90,7 +91,7 @@ def test_5_a_worker_takes_the_run_over_and_computes(service: Service, engine: En
 def test_6_outcome_state_version_and_usage_are_committed_together(service: Service, visit: Visit) -> None:
     with service.storage.database.read() as tx:
         run = runs.get_run(tx, visit.run_id)
-        report = cost.report(tx, run_id=visit.run_id)
+        report = cost.report(tx, Scope(run_id=visit.run_id))
     assert run.state_seq == 1
     assert {row.usage.kind: row.usage.operations for row in report.rows} == {"create_model": 1, "forward_backward": 1}
 

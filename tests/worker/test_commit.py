@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, func, select
 
-from billing import usage
+from billing import usage_totals
 from jobs import operations
 from jobs.operations import Failure, OptimStepOutcome, Outcome, SampleOutcome, Saved
 from storage import billing_tables, checkpoints, claims, journal, leases, retry, runs, uploads
@@ -122,7 +122,7 @@ def test_a_turn_commits_outcomes_state_and_usage_together(
         assert operations.decode(storage.payloads.get(operation.outcome)) == OUTCOME
     assert published == [f"{run.id}:0", f"{run.id}:1"]
     with storage.database.read() as tx:
-        (total,) = usage.totals(tx)
+        (total,) = usage_totals.totals(tx)
     assert (total.operations, total.device_ns, total.run_id) == (2, 2_000, run.id)
 
 
@@ -147,7 +147,7 @@ def test_a_run_whose_lease_was_lost_is_left_out_whole_and_the_others_are_committ
     assert (_state_seq(storage, lost_run), _state_seq(storage, kept_run)) == (-1, 0)
     assert published == [f"{kept_run.id}:0"]
     with storage.database.read() as tx:
-        assert [total.run_id for total in usage.totals(tx)] == [kept_run.id]
+        assert [total.run_id for total in usage_totals.totals(tx)] == [kept_run.id]
 
 
 @pytest.mark.parametrize("answers", [["after"], ["before"], ["after", "after"], ["before", "after", "before"]])
@@ -329,7 +329,7 @@ def test_a_drawn_sample_is_completed_and_billed_once(
     assert _read(storage, operation.request_id).status == Status.COMPLETED
     assert published == [operation.request_id]
     with storage.database.read() as tx:
-        (total,) = usage.totals(tx)
+        (total,) = usage_totals.totals(tx)
     assert (total.tokens_sampled, total.kind) == (4, "sample")
 
 

@@ -1,0 +1,58 @@
+"""Jobs of the bill that run on a clock: the scheduler says when, a worker's task calls `run`, `billing/` does it.
+
+Messages may be lost or doubled, so every job finds out itself what there is to do and does nothing twice; each fires
+more often than it has work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+from billing import rollups
+from jobs.settings import JobsSettings
+from storage.open import Storage
+
+log = structlog.get_logger()
+
+PASS_S = 3.0
+"""So long a job goes on before it asks to be announced again: a task returns within moments."""
+
+
+@dataclass(frozen=True)
+class BillingJob:
+    """A job and when it is fired.
+
+    Attributes:
+        verb: does a part of the work, bounded in time; returns whether all is done.
+    """
+
+    trigger: BaseTrigger
+    verb: Callable[[Storage, JobsSettings], bool]
+
+
+def run(name: str, storage: Storage, settings: JobsSettings) -> bool:
+    """Do a part of a job.
+
+    Returns:
+        Whether all of it is done; else it has to be called again. A job that this version does not know is done.
+    """
+    job = JOBS.get(name)
+    if job is None:
+        log.warning("billing_job_unknown", job=name)
+        return True
+    return job.verb(storage, settings)
+
+
+def _roll_up(storage: Storage, _settings: JobsSettings) -> bool:
+    return rollups.roll_up(storage.database, pass_s=PASS_S)
+
+
+JOBS: Mapping[str, BillingJob] = {
+    "roll_up": BillingJob(IntervalTrigger(seconds=60, timezone="UTC"), _roll_up),
+}
+"""By name, as messages carry it."""
