@@ -90,6 +90,11 @@ class Budget:
         return self.is_hard and self.spent >= self.cap
 
     @property
+    def scope_value(self) -> str | int:
+        """What its scope's column holds."""
+        return int(self.scope_id) if self.scope == Scope.KEY else self.scope_id
+
+    @property
     def name(self) -> str:
         """What to call it where people read it."""
         per = "" if self.period == Period.NONE else f" per {self.period}"

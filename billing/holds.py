@@ -6,6 +6,7 @@ estimated, from what the account's last operations of that kind have taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -17,6 +18,7 @@ from billing.dimensions import Dimensions
 from billing.rate_card_file import RateCard
 from billing.usage import Usage
 from storage import billing_tables
+from storage.journal import Operation
 
 _record = billing_tables.usage_record
 
@@ -27,39 +29,43 @@ LOOKED_AT = 200
 class OverBudgetError(Exception):
     """A hard cap has no room for an operation; says which, and how it goes on."""
 
-    def __init__(self, budget: Budget, units: int) -> None:
+    @classmethod
+    def of(cls, budget: Budget, units: int) -> OverBudgetError:
+        """The error for an operation that may cost this much."""
         spent, held, more = (money.plain(money.from_units(one)) for one in (budget.spent, budget.held, units))
-        super().__init__(
+        return cls(
             f"budget: {budget.name} has no room: {spent} spent, {held} held for what is accepted, {more} wanted; the "
             "request is tried again until there is: top the account up, raise the cap, or wait for its next period"
         )
 
 
 def place(
-    tx: Connection, whom: Dimensions, operation_id: int, bound: Usage, *, kind: str, base_model: str, now: datetime
+    tx: Connection, locked: Sequence[Budget], whom: Dimensions, operation: Operation, bound: Usage, *, now: datetime
 ) -> None:
     """Hold what an operation may cost, in the transaction that accepts it.
 
     Args:
+        locked: the account's budgets.
         bound: its tokens at most; device and device time are estimated here.
 
     Raises:
         OverBudgetError: a hard cap has no room for it.
     """
-    covering = [budget for budget in budgets.lock(tx, [whom.account_id], now=now) if budget.covers(whom)]
+    covering = [budget for budget in locked if budget.covers(whom)]
     if not covering:
         return
     card = rate_cards.in_force(tx, whom.account_id, at=now).card
-    units = most_units(tx, whom.account_id, bound, card, kind=kind, base_model=base_model)
+    units = most_units(tx, whom.account_id, bound, card, kind=operation.kind, base_model=operation.base_model)
     for budget in covering:
         if not budget.has_room_for(units):
-            raise OverBudgetError(budget, units)
-    budgets.hold(tx, covering, operation_id, units)
+            raise OverBudgetError.of(budget, units)
+    budgets.hold(tx, covering, operation.id, units)
 
 
 def most_units(tx: Connection, account_id: str, bound: Usage, card: RateCard, *, kind: str, base_model: str) -> int:
     """What an operation may cost at most, as far as is known, in `money.SCALE`-ths."""
-    expected = [bound]
+    cached = replace(bound, tokens_prefilled=0, tokens_cached=bound.tokens_prefilled)
+    expected = [bound, cached]
     if any(card.device_seconds.values()):
         expected += _with_device_time(tx, account_id, bound, kind=kind, base_model=base_model)
     return max(min(money.UNITS_MAX, int(rating.charge(one, base_model, card) * money.SCALE)) for one in expected)

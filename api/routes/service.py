@@ -20,6 +20,8 @@ CONFIG = {
     "create_model_via_load_weights": True,
     "proto_compress_fwdbwd": False,
     "custom_loss_server_side": False,
+    # over a budget a script waits for a top-up, and a top-up may take its time
+    "billing_exception_max_pause_duration_sec": 30 * 24 * 3600,
 }
 DYNAMIC_CONFIG = {"sample_cancel_enabled": True}
 

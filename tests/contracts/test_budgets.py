@@ -54,7 +54,7 @@ def place(tx: Connection, run: Run, seq: int, tokens: int) -> Operation:
     operation = make_operation(tx, run, seq)
     whom = dimensions.of_run(tx, run.id)
     bound = make_usage(device_ns=0, tokens_trained=tokens)
-    holds.place(tx, whom, operation.id, bound, kind=operation.kind, base_model=MODEL, now=NOW)
+    holds.place(tx, budgets.lock(tx, [run.account_id], now=NOW), whom, operation, bound, now=NOW)
     return operation
 
 
