@@ -100,6 +100,13 @@ class Budget:
         per = "" if self.period == Period.NONE else f" per {self.period}"
         return f"budget {self.id} ({self.scope} {self.scope_id}: {money.plain(money.from_units(self.cap))}{per})"
 
+    def as_json(self) -> dict[str, Any]:
+        """For programs; amounts are decimal strings."""
+        amounts = {name: money.plain(money.from_units(getattr(self, name))) for name in ("cap", "spent", "held")}
+        kept = {name: getattr(self, name) for name in ("id", "scope", "scope_id", "period", "is_hard")}
+        state = "paused" if self.is_exhausted else "over" if self.spent >= self.cap else "open"
+        return {**kept, **amounts, "thresholds": list(self.thresholds), "state": state}
+
     def covers(self, whom: Dimensions) -> bool:
         """Whether what is charged to these counts."""
         value = getattr(whom, _ENTRY_COLUMN[Scope(self.scope)])

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime
 
 from api.dependencies import CurrentKey, Joined
-from billing import cost
+from billing import budgets, cost
 
 router = APIRouter(prefix="/api/v1")
 
@@ -27,3 +27,11 @@ def get_cost(
     with services.database.read() as tx:
         report = cost.report(tx, account_id=key.account_id, run_id=run, session_id=session, since=since_at)
     return report.as_json()
+
+
+@router.get("/budgets")
+def get_budgets(services: Joined, key: CurrentKey) -> dict[str, Any]:
+    """The account's caps, and what of them is spent and held."""
+    with services.database.read() as tx:
+        found = budgets.list_budgets(tx, [key.account_id], now=services.database.now(tx))
+    return {"budgets": [budget.as_json() for budget in found]}

@@ -20,8 +20,6 @@ CONFIG = {
     "create_model_via_load_weights": True,
     "proto_compress_fwdbwd": False,
     "custom_loss_server_side": False,
-    # over a budget a script waits for a top-up, and a top-up may take its time
-    "billing_exception_max_pause_duration_sec": 30 * 24 * 3600,
 }
 DYNAMIC_CONFIG = {"sample_cancel_enabled": True}
 
@@ -34,9 +32,9 @@ async def healthz(services: Joined) -> JSONResponse:
 
 
 @router.post("/client/config")
-def client_config(_key: CurrentKey) -> dict[str, Any]:
+def client_config(services: Joined, _key: CurrentKey) -> dict[str, Any]:
     """Flags of the SDK, once per client."""
-    return CONFIG
+    return {**CONFIG, "billing_exception_max_pause_duration_sec": services.settings.budget_pause_max_s}
 
 
 @router.post("/client/dynamic_config")
