@@ -15,12 +15,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+import structlog
 from sqlalchemy import Connection, delete, insert, select, text, update
 
 from billing import money
 from billing.dimensions import Dimensions
 from storage import billing_tables
 from storage.errors import RowNotFoundError
+
+log = structlog.get_logger()
 
 _table = billing_tables.budget
 _entry = billing_tables.ledger_entry
@@ -231,7 +234,7 @@ def book(
         counted = [units for whom, units in entries if now >= budget.period_start and budget.covers(whom)]
         if counted or budget.id in released:
             held = budget.held - released.get(budget.id, 0)
-            _write(tx, replace(budget, spent=budget.spent + sum(counted), held=held))
+            _write(tx, _told(replace(budget, spent=budget.spent + sum(counted), held=held)))
 
 
 def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: int) -> None:
@@ -263,6 +266,15 @@ def _write(tx: Connection, budget: Budget) -> None:
     values = {name: getattr(budget, name) for name in names}
     values |= {"spent": _clamp(budget.spent), "held": _clamp(budget.held)}
     tx.execute(update(_table).where(_table.c.id == budget.id).values(**values))
+
+
+def _told(budget: Budget) -> Budget:
+    """Tell of the highest threshold that is reached and was not told of in this period."""
+    reached = max((one for one in budget.thresholds if one <= _percent(budget)), default=0)
+    if reached <= budget.told_percent:
+        return budget
+    log.warning("budget_threshold_reached", budget=budget.id, account=budget.account_id, percent=reached)
+    return replace(budget, told_percent=reached)
 
 
 def _clamp(units: int) -> int:

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
+import structlog
 from sqlalchemy import Connection, func, select, update
 
 from billing import budgets, dimensions, holds, ledger, money, rate_cards
@@ -187,3 +188,15 @@ def test_device_time_is_estimated_from_the_last_operations(database: Database, r
         bill(tx, run, operation, make_usage(device_ns=10**9, tokens_trained=2))
         # Then
         assert money.from_units(holds.most_units(tx, run.account_id, ten, card, **most)) == Decimal(5)
+
+
+def test_each_threshold_is_told_of_once_in_a_period(database: Database, run: Run) -> None:
+    with database.begin() as tx, structlog.testing.capture_logs() as logs:
+        # Given
+        add(tx, run, 10, is_hard=False, period=Period.DAY)
+        # When
+        for seq, tokens in enumerate([4, 1, 1, 3, 1]):
+            train(tx, run, seq, tokens)
+        train(tx, run, 5, 6, at=NOW + DAY)
+    # Then
+    assert [one["percent"] for one in logs if one["event"] == "budget_threshold_reached"] == [50, 80, 100, 50]
