@@ -8,7 +8,8 @@
     ├── TooLargeError            413: over a limit
     └── UnsupportedEncodingError 415: a body in an encoding that is not read
 
-Errors of the folders below are answered 400 (an operation that makes no sense), 404 (no such row), 429 (too much waits)
+Errors of the folders below are answered 400 (an operation that makes no sense), 402 (a cap has no room for it: the SDK
+asks again), 404 (no such row), 429 (too much waits)
 and 503 (storage is away or full), the last two with Retry-After.
 
 What always holds: no 409 (the SDK would retry it for minutes), no empty body (it takes an empty 400 for a broken
@@ -29,6 +30,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from billing.holds import OverBudgetError
 from jobs.backlog import BacklogFullError
 from jobs.validation import InvalidOperationError
 from storage.errors import RowNotFoundError, StorageError
@@ -89,6 +91,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(InvalidOperationError, _answer_bad_request)
     app.add_exception_handler(BacklogFullError, _answer_backlog_full)
+    app.add_exception_handler(OverBudgetError, _answer_over_budget)
     app.add_exception_handler(RequestValidationError, _answer_bad_parameter)
     app.add_exception_handler(StorageError, _answer_storage_error)
     app.add_exception_handler(PoolTimeoutError, _answer_busy)
@@ -114,6 +117,11 @@ async def _answer_backlog_full(request: Request, error: Exception) -> JSONRespon
     assert isinstance(error, BacklogFullError)
     log.info("submission_refused", path=request.url.path, reason=str(error))
     return _detail(429, str(error), **{"Retry-After": str(error.retry_after_s)})
+
+
+async def _answer_over_budget(request: Request, error: Exception) -> JSONResponse:
+    log.info("submission_refused", path=request.url.path, reason=str(error))
+    return _detail(402, str(error))
 
 
 async def _answer_bad_parameter(_request: Request, error: Exception) -> JSONResponse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import structlog
@@ -13,7 +13,8 @@ from sqlalchemy import Connection
 from api.errors import GoneError
 from api.services import Services
 from api.wire import json_results, results
-from billing import rate_cards, usage_totals
+from billing import pauses, rate_cards, usage_totals
+from billing.budgets import Budget
 from billing.money import from_units
 from billing.usage_totals import Scope
 from jobs import operations
@@ -111,10 +112,21 @@ def queue_state(tx: Connection, services: Services, operation: Operation) -> Que
             "paused_capacity",
             f"seq_id {missing} has not arrived; it is closed with an error {timeout_s:.0f} s after a later one came",
         )
+    budget = _pausing(tx, operation, services.database.now(tx))
+    if budget is not None:
+        return QueueState("paused_capacity", f"budget: {budget.name} is spent; it goes on by itself when there is room")
     seen_after = services.database.now(tx) - timedelta(seconds=WORKER_SILENT_S)
     if not workers.list_workers(tx, seen_after=seen_after):
         return QueueState("paused_capacity", "no worker is running; the operation is kept until one is")
     return QueueState("active")
+
+
+def _pausing(tx: Connection, operation: Operation, now: datetime) -> Budget | None:
+    """The budget that an operation waits for."""
+    if operation.sampling_session_id is not None:
+        return pauses.pausing(tx, operation.sampling_session_id, now=now)
+    run_id = str(operation.run_id)
+    return pauses.waiting_runs(tx, [run_id], now=now).get(run_id)
 
 
 def read_outcome(services: Services, operation: Operation) -> Outcome:

@@ -20,6 +20,9 @@ class ApiSettings(BaseSettings):
     json_bytes_max: int = Field(32 * 2**20, description="largest JSON body; JSON takes many times its size in memory")
     api_threads: int = Field(12, description="threads for requests; each may hold one database connection")
     poll_s: float = Field(25.0, description="how long `retrieve_future` holds a request before it answers 408")
+    budget_pause_max_s: int = Field(
+        30 * 24 * 3600, description="how long the SDK waits when a cap has no room, before it raises an error"
+    )
     signed_url_s: int = Field(3600, description="how long a download link is valid")
     url_signing_key: str = Field(
         "", repr=False, description="secret that signs download links; empty: one made in the data directory"

@@ -35,6 +35,7 @@ class Bill:
         self._tx = tx
         self._now = now
         self._rows: list[UsageRow] = []
+        self._ended: dict[int, str] = {}
         self._sessions: dict[str, Dimensions] = {}
 
     def add(self, usage: Usage, operation: Operation, *, session_id: str, run_id: str | None) -> None:
@@ -43,6 +44,7 @@ class Bill:
         Args:
             run_id: whose weights it trained or was drawn from, if it is the account's.
         """
+        self.end(operation)
         if session_id not in self._sessions:
             self._sessions[session_id] = dimensions.of_session(self._tx, session_id)
         whom = self._sessions[session_id]
@@ -63,15 +65,19 @@ class Bill:
             )
         )
 
+    def end(self, operation: Operation) -> None:
+        """Note that an operation has ended, charged or not: nothing is held for it any more."""
+        self._ended[operation.id] = operation.account_id
+
     def settle(self) -> None:
-        """Write the usage records and their charges."""
-        if not self._rows:
-            return
-        self._tx.execute(insert(billing_tables.usage_record), [row.values() for row in self._rows])
+        """Write the usage records and their charges, and release what was held for the operations."""
+        if self._rows:
+            self._tx.execute(insert(billing_tables.usage_record), [row.values() for row in self._rows])
         cards: dict[str, DatedCard] = {}
         for account_id in {row.account_id for row in self._rows}:
             cards[account_id] = rate_cards.in_force(self._tx, account_id, at=self._now)
-        ledger.append(self._tx, [entry_for(row, cards[row.account_id]) for row in self._rows], now=self._now)
+        entries = [entry_for(row, cards[row.account_id]) for row in self._rows]
+        ledger.append(self._tx, entries, now=self._now, ended=self._ended)
 
 
 def entry_for(row: UsageRow, dated: DatedCard) -> NewEntry:

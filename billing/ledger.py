@@ -8,7 +8,7 @@ What always holds: this module alone writes entries, and every amount is an inte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, insert, select
 
-from billing import money
+from billing import budgets, money
 from billing.dimensions import Dimensions
 from storage import billing_tables, rows
 
@@ -82,19 +82,29 @@ class Entry:
         return money.from_units(self.units)
 
 
-def append(tx: Connection, entries: Sequence[NewEntry], *, now: datetime) -> None:
-    """Append entries for sources that have none yet.
+def append(
+    tx: Connection, entries: Sequence[NewEntry], *, now: datetime, ended: Mapping[int, str] | None = None
+) -> None:
+    """Append entries for sources that have none yet, and count them on the budgets that cover them.
+
+    Args:
+        ended: accounts, by their ids, of operations that have ended in this transaction: their holds are released.
 
     Raises:
         IntegrityError: one of the sources has an entry already.
     """
     if entries:
         tx.execute(insert(_table), [_values(entry, now) for entry in entries])
+    if entries or ended:
+        budgets.book(tx, [(entry.dimensions, entry.units) for entry in entries], now=now, ended=ended)
 
 
 def append_once(tx: Connection, entry: NewEntry, *, now: datetime) -> bool:
     """Append an entry unless its source has one; returns whether it is new."""
-    return rows.insert_if_absent(tx, _table, **_values(entry, now))
+    new = rows.insert_if_absent(tx, _table, **_values(entry, now))
+    if new:
+        budgets.book(tx, [(entry.dimensions, entry.units)], now=now)
+    return new
 
 
 def find(tx: Connection, source: str) -> Entry | None:

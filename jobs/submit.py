@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import Connection
 
-from jobs import operations
+from billing.holds import OverBudgetError
+from jobs import caps, operations
 from jobs.backlog import Backlog, BacklogFullError
 from jobs.dispatch import Announces
 from jobs.operations import Body, CreateModel, Failure, Kind, LoadState, LoraConfig, Sample
@@ -110,6 +111,7 @@ class Submitter:
 
         Raises:
             BacklogFullError: too much waits, and this `seq` has not been accepted before.
+            OverBudgetError: a cap has no room for it, or for one of the run's that came before.
         """
         if seq > run.state_seq + SEQ_AHEAD_MAX:
             body = Failure(f"seq_id {seq} is too far ahead: the run is at {run.state_seq}; number requests one by one")
@@ -127,7 +129,12 @@ class Submitter:
                 refusal=_stillborn(journal.find_operation(tx, f"{run.id}:0")) or _refusal(body),
             )
 
-        request_id, _ = self._accept(run, seq, kind, body, write)
+        try:
+            request_id, _ = self._accept(run, seq, kind, body, write)
+        except OverBudgetError:
+            with self._storage.database.begin() as tx:
+                runs.note_refused(tx, run.id, seq, now=self._storage.database.now(tx))
+            raise
         self._announcer.announce_run(run.id)
         failpoints.reach(Point.ACCEPTED)
         return Accepted(request_id, run.id)
@@ -137,6 +144,7 @@ class Submitter:
 
         Raises:
             BacklogFullError: too much waits, and this `seq` has not been accepted before.
+            OverBudgetError: a cap has no room for it.
         """
         if session.ended_at is not None:
             body = Failure("the sampling session has ended: its client was gone for long; make a new one")
@@ -166,11 +174,11 @@ class Submitter:
     ) -> tuple[str, bool]:
         """Take an operation if there is room; what has an outcome needs none, what is waited for less."""
         if isinstance(body, Failure):
-            return self._store_and_write(None, owner.id, seq, write)
+            return self._store_and_write(None, owner, seq, None, write)
         encoded = operations.encode(body)
         try:
             with self._backlog.place(owner.account_id, kind, len(encoded)):
-                return self._store_and_write(encoded, owner.id, seq, write)
+                return self._store_and_write(encoded, owner, seq, body, write)
         except BacklogFullError:
             known = self._find_request_id(owner, seq)
             if known is not None:
@@ -178,7 +186,7 @@ class Submitter:
             if not self._is_waited_for(owner, seq):
                 raise
         with self._backlog.place(owner.account_id, kind, len(encoded), waited_for=True):
-            return self._store_and_write(encoded, owner.id, seq, write)
+            return self._store_and_write(encoded, owner, seq, body, write)
 
     def _find_request_id(self, owner: Run | SamplingSession, seq: int) -> str | None:
         of_run = isinstance(owner, Run)
@@ -191,18 +199,22 @@ class Submitter:
         with self._storage.database.read() as tx:
             return isinstance(owner, Run) and journal.is_overtaken(tx, owner.id, seq)
 
-    def _store_and_write(self, encoded: bytes | None, owner_id: str, seq: int, write: Write) -> tuple[str, bool]:
+    def _store_and_write(
+        self, encoded: bytes | None, owner: Run | SamplingSession, seq: int, body: Body | None, write: Write
+    ) -> tuple[str, bool]:
         """Store the payload, then write the row that names it; again if the upload was swept away in between."""
         while True:
             stored = Stored()
             if encoded is not None:
-                stored = self._storage.payloads.put(encoded, keys.payload_key(owner_id, seq))
+                stored = self._storage.payloads.put(encoded, keys.payload_key(owner.id, seq))
             failpoints.reach(Point.ROW_BEGUN)
             try:
                 with self._storage.database.begin() as tx:
                     request_id, new = write(tx, stored)
                     if new:
                         payloads.name(tx, stored)
+                    if new and body is not None:
+                        caps.hold(tx, owner, request_id, body, now=self._storage.database.now(tx))
                 failpoints.reach(Point.ROW_WRITTEN)
                 return request_id, new
             except UploadGoneError as error:

@@ -8,10 +8,11 @@ from datetime import timedelta
 
 import structlog
 
+from billing import pauses
 from jobs.dispatch import Announces
 from jobs.reminders import Reminders, Waiting
 from jobs.settings import JobsSettings
-from storage import claims, failpoints, ids, journal
+from storage import claims, failpoints, ids, journal, runs
 from storage.database import Database
 from storage.failpoints import Point
 
@@ -54,21 +55,26 @@ def sweep(
     with database.read() as tx:
         stalled_since = now - timedelta(seconds=settings.stalled_after_s)
         stalled = journal.stalled_runs(tx, now=now, accepted_before=stalled_since, limit=STALLED_MAX)
-        sample = claims.oldest_waiting_sample(tx)
-    waiting = [Waiting(run.id, (run.state_seq, run.lease_epoch, run.held), held=run.held) for run in stalled]
+        paused = pauses.waiting_runs(tx, [run.id for run in stalled], now=now)
+        sample = claims.oldest_waiting_sample(tx, among=pauses.unpaused(tx, now=now))
+    waiting = [
+        Waiting(run.id, (run.state_seq, run.lease_epoch, run.held), held=run.held)
+        for run in stalled
+        if run.id not in paused
+    ]
     if sample is not None:
         waiting.insert(0, Waiting(SAMPLES, sample))
     due = reminders.due(waiting, now=now, limit=PAGE)
     failpoints.reach(Point.STALLED_FOUND)
     if SAMPLES in due or released:
         announcer.announce_samples()
-    runs = [name for name in due if name != SAMPLES]
-    for run_id in {*runs, *(run_id for run_id, _ in closed)}:
+    stalled_ids = [name for name in due if name != SAMPLES]
+    for run_id in {*stalled_ids, *(run_id for run_id, _ in closed)}:
         announcer.announce_run(run_id)
     failpoints.reach(Point.STALLED_ANNOUNCED)
-    if runs or released or closed:
-        log.info("swept", runs=len(runs), claims=released, gaps=len(closed))
-    return Swept(len(runs), released, len(closed))
+    if stalled_ids or released or closed:
+        log.info("swept", runs=len(stalled_ids), claims=released, gaps=len(closed))
+    return Swept(len(stalled_ids), released, len(closed))
 
 
 def close_gaps(
@@ -78,8 +84,11 @@ def close_gaps(
     with database.read() as tx:
         too_old = database.now(tx) - timedelta(seconds=gap_timeout_s)
         gaps = journal.gaps(tx, accepted_before=too_old, limit=PAGE)
+        waiting = {run_id for run_id, _, last in gaps if runs.refused_before(tx, run_id, last, now=database.now(tx))}
     closed: list[tuple[str, int]] = []
     for run_id, first, present in gaps:
+        if run_id in waiting:
+            continue  # a cap has no room for what is missing, and its client asks again
         with database.begin() as tx:
             now = database.now(tx)
             for seq in range(first, min(present, first + PLACES_PER_PASS)):

@@ -208,6 +208,8 @@ ledger_entry = Table(
     ),
 )
 
+_EXHAUSTED = text("removed_at IS NULL AND is_hard AND spent >= cap")
+
 budget = Table(
     "budget",
     metadata,
@@ -226,6 +228,7 @@ budget = Table(
     Column("held", BigInteger, nullable=False, server_default="0"),  # the sum of its holds
     Column("told_percent", Integer, nullable=False, server_default="0"),  # highest threshold told of in the period
     Index("ix_budget_account", "account_id", "removed_at"),
+    Index("ix_budget_exhausted", "id", sqlite_where=_EXHAUSTED, postgresql_where=_EXHAUSTED),
 )
 
 # What accepted operations that are not done yet may cost at most.

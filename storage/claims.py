@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, func, select, text, true, update
 
 from storage import journal, suspects, tables
 from storage.errors import ClaimLostError
@@ -18,15 +18,25 @@ from storage.suspects import Cause
 
 
 def claim_samples(
-    tx: Connection, *, worker_id: str, limit: int, now: datetime, expires_at: datetime, skip_locked: bool
+    tx: Connection,
+    *,
+    worker_id: str,
+    limit: int,
+    now: datetime,
+    expires_at: datetime,
+    skip_locked: bool,
+    among: ColumnElement[bool] | None = None,
 ) -> Sequence[Operation]:
     """Take queued samples that are no suspects; each claim is one attempt more, and its write-down.
 
     Every account that waits gets an equal share of `limit`, oldest first, those with the fewest samples running before
     others; what is left is filled up with the oldest. So nobody waits behind another account's queue.
+
+    Args:
+        among: a condition on operations; others are left where they are.
     """
     table = tables.operation
-    innocent = table.c.suspect.is_(False)
+    innocent = and_(table.c.suspect.is_(False), _any(among))
 
     def take(query: Select[Any], number: int) -> Sequence[int]:
         return tx.execute(_locked(query.where(innocent).limit(number), skip_locked)).scalars().all()
@@ -41,10 +51,16 @@ def claim_samples(
 
 
 def claim_suspect(
-    tx: Connection, *, worker_id: str, now: datetime, expires_at: datetime, skip_locked: bool
+    tx: Connection,
+    *,
+    worker_id: str,
+    now: datetime,
+    expires_at: datetime,
+    skip_locked: bool,
+    among: ColumnElement[bool] | None = None,
 ) -> Operation | None:
     """Take the oldest queued sample that is a suspect, for a worker that holds no other: it is to be drawn alone."""
-    found = tx.execute(_locked(_queued_suspects().limit(1), skip_locked)).scalars().all()
+    found = tx.execute(_locked(_queued_suspects().where(_any(among)).limit(1), skip_locked)).scalars().all()
     claimed = _claim(tx, found, worker_id=worker_id, now=now, expires_at=expires_at, alone=True)
     return claimed[0] if claimed else None
 
@@ -193,13 +209,17 @@ def give_back(tx: Connection, operation_ids: Sequence[int], *, worker_id: str) -
     tx.execute(claimed.values(status=Status.QUEUED, claim_expires_at=None, **innocent))
 
 
-def samples_wait(tx: Connection, *, suspect: bool = False) -> bool:
+def samples_wait(tx: Connection, *, suspect: bool = False, among: ColumnElement[bool] | None = None) -> bool:
     """Whether any sample is queued that may be drawn in company; or any that may not."""
     waiting = _queued_suspects() if suspect else _queued().where(tables.operation.c.suspect.is_(False))
-    return tx.execute(waiting.limit(1)).first() is not None
+    return tx.execute(waiting.where(_any(among)).limit(1)).first() is not None
 
 
-def oldest_waiting_sample(tx: Connection) -> int | None:
+def oldest_waiting_sample(tx: Connection, *, among: ColumnElement[bool] | None = None) -> int | None:
     """The queued sample that was accepted first."""
-    found: int | None = tx.execute(_queued().limit(1)).scalar_one_or_none()
+    found: int | None = tx.execute(_queued().where(_any(among)).limit(1)).scalar_one_or_none()
     return found
+
+
+def _any(among: ColumnElement[bool] | None) -> ColumnElement[bool]:
+    return true() if among is None else among

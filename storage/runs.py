@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Select, and_, exists, func, or_, select, update
 
 from storage import ids, rows, tables
 from storage.errors import RowNotFoundError
+
+ASKED_AGAIN_S = 600.0
+"""A client that was answered 402 asks again every few seconds, unless it cannot reach the service for a while."""
+BATCH_TAG = "batch:"
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def create_session(
         tags=list(tags),
         user_metadata=dict(user_metadata or {}),
         display_name=display_name,
+        batch=next((tag.removeprefix(BATCH_TAG) for tag in tags if tag.startswith(BATCH_TAG)), None),
         sdk_version=sdk_version,
         created_at=now,
         heartbeat_at=now,
@@ -242,6 +247,24 @@ def get_run(tx: Connection, run_id: str, *, account_id: str | None = None) -> Ru
     if row is None:
         raise RowNotFoundError("training run", run_id)
     return Run(**row._mapping)
+
+
+def note_refused(tx: Connection, run_id: str, seq: int, *, now: datetime) -> None:
+    """A `seq` has no room under a cap: its place is no gap as long as its client asks again. The first one is noted."""
+    table = tables.run
+    earlier = refused_before(tx, run_id, seq, now=now)
+    values = {"budget_refused_seq": seq if earlier is None else earlier, "budget_refused_at": now}
+    tx.execute(update(table).where(table.c.id == run_id).values(**values))
+
+
+def refused_before(tx: Connection, run_id: str, seq: int, *, now: datetime) -> int | None:
+    """An earlier `seq` of the run for which a cap had no room lately, and which is not there yet."""
+    run, operation = tables.run.c, tables.operation.c
+    there = select(operation.id).where(operation.run_id == run.id, operation.seq == run.budget_refused_seq).exists()
+    lately = run.budget_refused_at > now - timedelta(seconds=ASKED_AGAIN_S)
+    query = select(run.budget_refused_seq).where(run.id == run_id, run.budget_refused_seq < seq, lately, ~there)
+    found: int | None = tx.execute(query).scalar_one_or_none()
+    return found
 
 
 def list_runs(

@@ -100,3 +100,8 @@ class ActiveRun:
     def is_dirty(self) -> bool:
         """Whether its state is newer than its newest snapshot."""
         return self.state is not None and self.snapshot_seq < self.state_seq
+
+    def put_aside(self) -> None:
+        """Forget what waits for it, as if there were nothing to do, until it is announced again."""
+        self.queue.clear()
+        self.may_have_more = False

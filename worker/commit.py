@@ -211,6 +211,7 @@ class Committer:
                 refusal = Refusal(failure.error, failure.category)
                 journal.fail(tx, done.operation, refusal, worker_id=self._worker_id, now=now)
                 unbilled_ns += done.device_ns
+                bill.end(done.operation)
             elif done.usage is not None:
                 bill.add(done.usage, done.operation, session_id=commit.run.session_id, run_id=commit.run.id)
         return unbilled_ns
@@ -240,6 +241,7 @@ class Committer:
         if isinstance(commit.outcome, Failure):
             refusal = Refusal(commit.outcome.error, commit.outcome.category)
             journal.fail(tx, operation, refusal, worker_id=self._worker_id, now=now)
+            bill.end(operation)
             return commit.usage.device_ns
         payloads.name(tx, stored)
         journal.complete(tx, operation, stored, worker_id=self._worker_id, now=now)

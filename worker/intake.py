@@ -13,6 +13,7 @@ from datetime import datetime
 
 import structlog
 
+from billing import pauses
 from jobs.dispatch import Announces
 from storage import replays, suspects
 from storage.errors import LeaseLostError, RowNotFoundError
@@ -75,7 +76,7 @@ class RunIntake:
     def _attend(self, run_id: str, expires_at: datetime) -> bool:
         slice_ends_at = time.monotonic() + self._settings.slice_s
         if not self._engine.roster.notify(run_id):
-            if self._is_expired(expires_at):
+            if self._is_let_be(run_id, expires_at):
                 return True
             with self._alone(run_id) as alone:
                 if not alone:
@@ -101,9 +102,11 @@ class RunIntake:
                 with self._lock:
                     self._taking.discard(run_id)
 
-    def _is_expired(self, expires_at: datetime) -> bool:
+    def _is_let_be(self, run_id: str, expires_at: datetime) -> bool:
+        """Whether the message is too old, or a cap pauses the run: the sweeper announces it when there is room."""
         with self._storage.database.read() as tx:
-            return self._storage.database.now(tx) > expires_at
+            now = self._storage.database.now(tx)
+            return now > expires_at or bool(pauses.waiting_runs(tx, [run_id], now=now))
 
     def _take_over(self, run_id: str) -> bool:
         """Take a run's lease and begin to fetch it; False if it is not to be had."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from billing import pauses
 from jobs import operations
 from jobs.operations import Category, Failure
 from storage import claims, failpoints, runs, suspects
@@ -107,7 +108,9 @@ class SampleFeeder(threading.Thread):
         if room <= 0:
             return False
         with self._storage.database.read() as tx:
-            suspect, others = claims.samples_wait(tx, suspect=True), claims.samples_wait(tx)
+            unpaused = pauses.unpaused(tx, now=self._storage.database.now(tx))
+            suspect = claims.samples_wait(tx, suspect=True, among=unpaused)
+            others = claims.samples_wait(tx, among=unpaused)
         if suspect and (self._suspects.is_due or not others):
             return not held and self._bring(self._claim_suspect)
         return others and self._bring(lambda: self._claim(room))
@@ -145,6 +148,7 @@ class SampleFeeder(threading.Thread):
                 now=database.now(tx),
                 expires_at=database.after(tx, self._claim_s),
                 skip_locked=not database.is_sqlite,
+                among=pauses.unpaused(tx, now=database.now(tx)),
             )
 
     def _claim_suspect(self) -> Sequence[Operation]:
@@ -156,6 +160,7 @@ class SampleFeeder(threading.Thread):
                 now=database.now(tx),
                 expires_at=database.after(tx, self._claim_s),
                 skip_locked=not database.is_sqlite,
+                among=pauses.unpaused(tx, now=database.now(tx)),
             )
         self._suspects.begin()
         return [] if claimed is None else [claimed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +11,10 @@ from typing import Any
 
 import structlog
 
+from billing import pauses
+from billing.budgets import Budget
 from billing.metering import split_ns
+from billing.pauses import COSTLY
 from billing.usage import Usage
 from jobs.operations import (
     Category,
@@ -144,7 +147,8 @@ class TrainTurn:
                 plans.append(plan)
             if plan.is_of_a_suspect:
                 break
-        return self._execute(plans) if plans else None
+        unpaused = self._begin(plans)
+        return self._execute(unpaused) if unpaused else None
 
     def _plan(self, run: ActiveRun, tokens_left: int, *, first: bool) -> tuple[Plan, int]:
         """Take operations from the head of the queue as long as they fit."""
@@ -232,11 +236,18 @@ class TrainTurn:
             now = self._storage.database.now(tx)
             return checkpoints.get(tx, path, now=now, reader=operation.account_id).object_key
 
-    def _execute(self, plans: Sequence[Plan]) -> TurnReport:
-        begun = [operation.id for plan in plans for operation in plan.begun]
+    def _begin(self, plans: Sequence[Plan]) -> Sequence[Plan]:
+        """Write down what is begun; runs that a cap pauses are put aside, until they are announced again."""
         failpoints.reach(Point.TURN_BEGUN)
-        self._start(begun)
+        paused = self._start(plans)
+        for plan in plans:
+            if plan.run.id in paused:
+                log.info("run_paused", run=plan.run.id, budget=paused[plan.run.id].name)
+                plan.run.put_aside()
         failpoints.reach(Point.TURN_STARTED)
+        return [plan for plan in plans if plan.run.id not in paused]
+
+    def _execute(self, plans: Sequence[Plan]) -> TurnReport:
         for plan in plans:
             self._run_create(plan)
         self._run_passes(plans)
@@ -252,19 +263,20 @@ class TrainTurn:
                 plan.run.void = True  # whoever takes the run over makes its state anew
         return self._report(plans, lost)
 
-    def _start(self, operation_ids: Sequence[int]) -> None:
-        def write() -> None:
-            with self._storage.database.begin() as tx:
-                journal.start(
-                    tx,
-                    operation_ids,
-                    worker_id=self._worker_id,
-                    now=self._storage.database.now(tx),
-                    alone=len(operation_ids) == 1,
-                )
+    def _start(self, plans: Sequence[Plan]) -> Mapping[str, Budget]:
+        costly = {plan.run.id for plan in plans if any(one.kind in COSTLY for one in plan.begun)}
 
-        if operation_ids:
-            retrying(write, on_wait=self._progress)
+        def write() -> Mapping[str, Budget]:
+            with self._storage.database.begin() as tx:
+                now = self._storage.database.now(tx)
+                paused = pauses.paused_runs(tx, costly, now=now) if costly else {}
+                begun = [one.id for plan in plans if plan.run.id not in paused for one in plan.begun]
+                journal.start(tx, begun, worker_id=self._worker_id, now=now, alone=len(begun) == 1)
+                return paused
+
+        if not any(plan.begun for plan in plans):
+            return {}
+        return retrying(write, on_wait=self._progress)
 
     def _run_create(self, plan: Plan) -> None:
         first, run = plan.taken[0], plan.run

@@ -21,6 +21,8 @@ COMMANDS = {
     "ops": ("api.cli.runs:ops", "Show the operations of a training run."),
     "status": ("api.cli.status:status", "Show processes, queue and base models."),
     "cost": ("api.cli.cost:cost", "Show usage and what it costs."),
+    "billing": ("api.cli.billing:billing", "Book top-ups and credits, show balances."),
+    "budgets": ("api.cli.budgets:budgets", "Add, change, list and remove caps."),
     "doctor": ("api.cli.doctor:doctor", "Check what is reachable, and say what to change."),
 }
 

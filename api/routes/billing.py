@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, Field
 
 from api.dependencies import CurrentKey, Joined
-from billing import cost
+from billing import budgets, cost
 from billing.usage_totals import Scope
 
 router = APIRouter(prefix="/api/v1")
@@ -40,3 +40,11 @@ def get_cost(services: Joined, key: CurrentKey, filters: Annotated[CostFilters, 
     with services.database.read() as tx:
         report = cost.report(tx, scope)
     return report.as_json()
+
+
+@router.get("/budgets")
+def get_budgets(services: Joined, key: CurrentKey) -> dict[str, Any]:
+    """The account's caps, and what of them is spent and held."""
+    with services.database.read() as tx:
+        found = budgets.list_budgets(tx, [key.account_id], now=services.database.now(tx))
+    return {"budgets": [budget.as_json() for budget in found]}

@@ -32,9 +32,9 @@ async def healthz(services: Joined) -> JSONResponse:
 
 
 @router.post("/client/config")
-def client_config(_key: CurrentKey) -> dict[str, Any]:
+def client_config(services: Joined, _key: CurrentKey) -> dict[str, Any]:
     """Flags of the SDK, once per client."""
-    return CONFIG
+    return {**CONFIG, "billing_exception_max_pause_duration_sec": services.settings.budget_pause_max_s}
 
 
 @router.post("/client/dynamic_config")

@@ -94,6 +94,10 @@ class TestService:
         assert alice.post("client/config", {"sdk_version": "0.38.0"}).json()["parallel_fwdbwd_chunks"] is False
         assert alice.post("client/dynamic_config", {"sdk_version": "0.38.0"}).status_code == 200
 
+    def test_config_lets_the_sdk_wait_thirty_days_under_a_cap(self, alice: Account) -> None:
+        config = alice.post("client/config", {"sdk_version": "0.38.0"}).json()
+        assert config["billing_exception_max_pause_duration_sec"] == 2_592_000
+
     def test_capabilities_list_the_base_models(self, alice: Account) -> None:
         model = {"model_name": MODEL, "max_context_length": CONTEXT, "trainable": True, "sampleable": True}
         assert alice.get("get_server_capabilities").json() == {"supported_models": [model]}

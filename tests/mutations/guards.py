@@ -271,7 +271,7 @@ REMINDERS = (
     Guard(
         "the sweeper of stalled work",
         "a run whose message was lost would wait for ever",
-        (Change("jobs/sweeper.py", "runs = [name for name in due if name != SAMPLES]", "runs = []"),),
+        (Change("jobs/sweeper.py", "stalled_ids = [name for name in due if name != SAMPLES]", "stalled_ids = []"),),
         (
             f"{_SWEEPER}::test_work_that_nobody_took_is_announced_again",
             f"{_SWEEPER}::test_work_of_a_dead_worker_is_announced_at_once_however_long_it_had_waited",

@@ -147,6 +147,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_budget")),
     )
     op.create_index("ix_budget_account", "budget", ["account_id", "removed_at"], unique=False)
+    op.create_index(
+        "ix_budget_exhausted",
+        "budget",
+        ["id"],
+        unique=False,
+        sqlite_where=sa.text("removed_at IS NULL AND is_hard AND spent >= cap"),
+        postgresql_where=sa.text("removed_at IS NULL AND is_hard AND spent >= cap"),
+    )
     op.create_table(
         "invoice",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),

@@ -1,0 +1,132 @@
+"""`piecework billing`: money that comes in, and where an account stands."""
+
+from __future__ import annotations
+
+import secrets
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import click
+
+from api.cli.errors import CliError
+from api.cli.opened import opened
+from api.cli.options import data_dir_option, json_option
+from api.cli.output import print_json
+from billing import ledger, money, rate_cards
+from billing.dimensions import Dimensions
+from billing.ledger import EntryKind, NewEntry
+from billing.money import AmountError
+from storage.accounts import get_account
+
+account_option = click.option("--account", "account_name", required=True, help="Account that it is for.")
+
+
+@click.group()
+def billing() -> None:
+    """Top-ups, credits and balances; see also `piecework budgets` and `piecework cost`."""
+
+
+@billing.command()
+@click.argument("amount")
+@account_option
+@click.option("--project", "project_id", help="Counts for this project's caps too.")
+@click.option("--reference", help="Of the payment: the same one again is booked once.")
+@json_option
+@data_dir_option
+def topup(
+    *, amount: str, account_name: str, project_id: str | None, reference: str | None, as_json: bool, data_dir: Path
+) -> None:
+    """Book AMOUNT that an account has paid; what a spent cap had paused goes on by itself."""
+    _book(
+        EntryKind.TOP_UP,
+        amount=amount,
+        account_name=account_name,
+        project_id=project_id,
+        reference=reference,
+        as_json=as_json,
+        data_dir=data_dir,
+    )
+
+
+@billing.command()
+@click.argument("amount")
+@account_option
+@click.option("--project", "project_id", help="Counts for this project's caps too.")
+@click.option("--reference", help="What it is for: the same one again is booked once.")
+@json_option
+@data_dir_option
+def credit(
+    *, amount: str, account_name: str, project_id: str | None, reference: str | None, as_json: bool, data_dir: Path
+) -> None:
+    """Give an account AMOUNT."""
+    _book(
+        EntryKind.CREDIT,
+        amount=amount,
+        account_name=account_name,
+        project_id=project_id,
+        reference=reference,
+        as_json=as_json,
+        data_dir=data_dir,
+    )
+
+
+@billing.command()
+@account_option
+@click.option("--project", "project_id", help="Only this project of it.")
+@json_option
+@data_dir_option
+def balance(account_name: str, project_id: str | None, as_json: bool, data_dir: Path) -> None:
+    """Show what an account has in its favour; negative is owed."""
+    with opened(data_dir) as storage, storage.database.read() as tx:
+        account = get_account(tx, account_name)
+        amount = money.plain(ledger.balance(tx, account.id, project_id=project_id))
+        currency = rate_cards.currency(tx)
+    if as_json:
+        print_json({"account": account.name, "balance": amount, "currency": currency})
+    else:
+        click.echo(f"{account.name}: {amount} {currency}")
+
+
+def parse_amount(text: str, what: str = "AMOUNT") -> int:
+    """A positive amount as the database has it.
+
+    Raises:
+        CliError: it is none.
+    """
+    try:
+        units = money.to_units(Decimal(text))
+    except (InvalidOperation, AmountError) as error:
+        raise CliError(f"{what} {text!r} is no amount of money: write e.g. 25 or 12.50") from error
+    if units <= 0:
+        raise CliError(f"{what} {text!r} must be more than 0")
+    return units
+
+
+def _book(
+    kind: EntryKind,
+    *,
+    amount: str,
+    account_name: str,
+    project_id: str | None,
+    reference: str | None,
+    as_json: bool,
+    data_dir: Path,
+) -> None:
+    units = parse_amount(amount)
+    with opened(data_dir) as storage, storage.database.begin() as tx:
+        account = get_account(tx, account_name)
+        source = f"{kind}:{account.id}:{reference or secrets.token_hex(8)}"
+        whom = Dimensions(account.id, project_id)
+        entry = NewEntry(kind, source, whom, -units, note=reference)
+        new = ledger.append_once(tx, entry, now=storage.database.now(tx))
+        booked = ledger.find(tx, source)
+        now_there = money.plain(ledger.balance(tx, account.id))
+        currency = rate_cards.currency(tx)
+    if not new and booked is not None and (booked.units, booked.dimensions.project_id) != (-units, project_id):
+        raise CliError(
+            f"reference {reference!r} is that of another booking, of {money.plain(-booked.amount)}: choose another one"
+        )
+    if as_json:
+        print_json({"account": account.name, "new": new, "balance": now_there, "currency": currency})
+    else:
+        click.echo(f"{'booked' if new else 'was booked already'}; {account.name} has {now_there} {currency}")

@@ -1,0 +1,314 @@
+"""Budgets: caps on what a scope may cost, and how much of each has been spent and is held.
+
+A hard cap that is spent pauses what it covers until it is raised, topped up or removed, or its period ends.
+
+What always holds: `spent` is the sum of the scope's ledger entries in the period, `held` the sum of the budget's holds;
+this module alone changes them, with the rows locked last in a transaction and in order of their ids, so that no two
+transactions wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, delete, insert, select, text, update
+
+from billing import money
+from billing.dimensions import Dimensions
+from storage import billing_tables
+from storage.errors import RowNotFoundError
+
+log = structlog.get_logger()
+
+_table = billing_tables.budget
+_entry = billing_tables.ledger_entry
+_hold = billing_tables.budget_hold
+
+ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
+THRESHOLDS = (50, 80, 100)
+
+
+class Scope(StrEnum):
+    """What a budget covers."""
+
+    ACCOUNT = "account"
+    PROJECT = "project"
+    KEY = "key"
+    SESSION = "session"
+    RUN = "run"
+    BATCH = "batch"
+
+
+class Period(StrEnum):
+    """After what a budget begins anew: never, at midnight, or with the month (UTC)."""
+
+    NONE = "none"
+    DAY = "day"
+    MONTH = "month"
+
+
+_ENTRY_COLUMN = {
+    Scope.ACCOUNT: "account_id",
+    Scope.PROJECT: "project_id",
+    Scope.KEY: "api_key_id",
+    Scope.SESSION: "session_id",
+    Scope.RUN: "run_id",
+    Scope.BATCH: "batch",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A cap, and where it stands. Amounts are in `money.SCALE`-ths.
+
+    Attributes:
+        is_hard: pauses what it covers; a soft one only tells.
+        thresholds: per cent of the cap at which it tells.
+        spent: the scope's ledger entries since `period_start`: charges, less credits and top-ups.
+        held: what accepted operations that are not done may cost at most.
+        told_percent: highest threshold told of in this period.
+    """
+
+    id: int
+    account_id: str
+    scope: str
+    scope_id: str
+    period: str
+    cap: int
+    is_hard: bool
+    thresholds: Sequence[int]
+    period_start: datetime
+    spent: int
+    held: int
+    told_percent: int
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether it pauses what it covers."""
+        return self.is_hard and self.spent >= self.cap
+
+    @property
+    def scope_value(self) -> str | int:
+        """What its scope's column holds."""
+        return int(self.scope_id) if self.scope == Scope.KEY else self.scope_id
+
+    @property
+    def name(self) -> str:
+        """What to call it where people read it."""
+        per = "" if self.period == Period.NONE else f" per {self.period}"
+        return f"budget {self.id} ({self.scope} {self.scope_id}: {money.plain(money.from_units(self.cap))}{per})"
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs; amounts are decimal strings."""
+        amounts = {name: money.plain(money.from_units(getattr(self, name))) for name in ("cap", "spent", "held")}
+        kept = {name: getattr(self, name) for name in ("id", "scope", "scope_id", "period", "is_hard")}
+        state = "paused" if self.is_exhausted else "over" if self.spent >= self.cap else "open"
+        return {**kept, **amounts, "thresholds": list(self.thresholds), "state": state}
+
+    def covers(self, whom: Dimensions) -> bool:
+        """Whether what is charged to these counts."""
+        value = getattr(whom, _ENTRY_COLUMN[Scope(self.scope)])
+        return whom.account_id == self.account_id and value is not None and str(value) == self.scope_id
+
+    def has_room_for(self, units: int) -> bool:
+        """Whether this much more may be held."""
+        return not self.is_hard or (self.spent < self.cap and self.spent + self.held + units <= self.cap)
+
+    def at(self, now: datetime) -> Budget:
+        """The budget at this moment: with nothing spent if a new period has begun."""
+        start = start_of_period(self.period, now)
+        return self if start <= self.period_start else replace(self, period_start=start, spent=0, told_percent=0)
+
+
+def start_of_period(period: str, now: datetime) -> datetime:
+    """When the period that this moment lies in has begun."""
+    if period == Period.NONE:
+        return ALWAYS
+    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return midnight if period == Period.DAY else midnight.replace(day=1)
+
+
+# ------------------------------------------------------------------------------------------------------ rows
+
+
+def add(
+    tx: Connection,
+    account_id: str,
+    scope: Scope,
+    scope_id: str,
+    *,
+    cap: int,
+    now: datetime,
+    period: Period = Period.NONE,
+    is_hard: bool = True,
+    thresholds: Sequence[int] = THRESHOLDS,
+) -> Budget:
+    """Add a budget; what its scope has spent in the period counts at once.
+
+    Args:
+        scope_id: the account's, project's, key's, session's or run's id, or the batch's name.
+        cap: in `money.SCALE`-ths.
+    """
+    if tx.dialect.name == "postgresql":  # charges that are being booked are waited for, later ones find the budget
+        tx.execute(text("LOCK TABLE ledger_entry IN SHARE MODE"))
+    start = start_of_period(period, now)
+    values: dict[str, Any] = {
+        "account_id": account_id,
+        "scope": str(scope),
+        "scope_id": scope_id,
+        "period": str(period),
+        "cap": cap,
+        "is_hard": is_hard,
+        "thresholds": list(thresholds),
+        "period_start": start,
+        "spent": _clamp(_spent_since(tx, account_id, scope, scope_id, start)),
+    }
+    added = insert(_table).values(**values, created_at=now).returning(_table.c.id)
+    return Budget(id=tx.execute(added).scalar_one(), held=0, told_percent=0, **values)
+
+
+def set_cap(tx: Connection, account_id: str, budget_id: int, cap: int, *, now: datetime) -> Budget:
+    """Change a cap, in `money.SCALE`-ths.
+
+    Raises:
+        RowNotFoundError: the account has no such budget.
+    """
+    budget = replace(_locked(tx, account_id, budget_id, now), cap=cap)
+    percent = _percent(budget)
+    budget = replace(budget, told_percent=max((one for one in budget.thresholds if one <= percent), default=0))
+    tx.execute(update(_table).where(_table.c.id == budget_id).values(cap=cap))
+    _write(tx, budget)
+    return budget
+
+
+def remove(tx: Connection, account_id: str, budget_id: int, *, now: datetime) -> None:
+    """End a budget, and what is held on it.
+
+    Raises:
+        RowNotFoundError: the account has no such budget.
+    """
+    _locked(tx, account_id, budget_id, now)
+    tx.execute(delete(_hold).where(_hold.c.budget_id == budget_id))
+    tx.execute(update(_table).where(_table.c.id == budget_id).values(removed_at=now, held=0))
+
+
+def list_budgets(tx: Connection, account_ids: Collection[str], *, now: datetime) -> Sequence[Budget]:
+    """The budgets of these accounts as they stand now."""
+    return [_from_row(row).at(now) for row in tx.execute(_live(account_ids))]
+
+
+def lock(tx: Connection, account_ids: Collection[str], *, now: datetime) -> Sequence[Budget]:
+    """The same, locked until the transaction ends."""
+    return [_from_row(row).at(now) for row in tx.execute(_live(account_ids).with_for_update())]
+
+
+# ------------------------------------------------------------------------------------------------- spent and held
+
+
+def book(
+    tx: Connection,
+    charged: Iterable[tuple[Dimensions, int]],
+    *,
+    now: datetime,
+    ended: Mapping[int, str] | None = None,
+) -> None:
+    """Count entries that were just appended to the ledger, and release the holds of operations that have ended.
+
+    Called after the entries were written: whoever adds a budget meanwhile waits for them.
+
+    Args:
+        charged: whom each entry is for, and its amount.
+        ended: accounts of operations, by their ids.
+    """
+    entries, ended = list(charged), ended or {}
+    budgets = lock(tx, {whom.account_id for whom, _ in entries} | set(ended.values()), now=now)
+    if not budgets:
+        return
+    released = _release(tx, list(ended))
+    for budget in budgets:
+        counted = [units for whom, units in entries if now >= budget.period_start and budget.covers(whom)]
+        if counted or budget.id in released:
+            held = budget.held - released.get(budget.id, 0)
+            _write(tx, _told(replace(budget, spent=budget.spent + sum(counted), held=held)))
+
+
+def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: int) -> None:
+    """Hold this much on each of these budgets, which are locked, until the operation ends."""
+    rows = [{"operation_id": operation_id, "budget_id": budget.id, "amount": units} for budget in budgets]
+    tx.execute(insert(_hold), rows)
+    for budget in budgets:
+        _write(tx, replace(budget, held=budget.held + units))
+
+
+def exhausted(tx: Connection, *, now: datetime, account_ids: Collection[str] | None = None) -> Sequence[Budget]:
+    """Budgets that pause what they cover, of all accounts or of these."""
+    query = _live(account_ids).where(text("budget.is_hard AND budget.spent >= budget.cap"))  # the index's words
+    return [budget for row in tx.execute(query) if (budget := _from_row(row).at(now)).is_exhausted]
+
+
+def _release(tx: Connection, operation_ids: Sequence[int]) -> Mapping[int, int]:
+    """Delete the holds of these operations; returns what was held, by budget."""
+    held: dict[int, int] = {}
+    if operation_ids:
+        gone = delete(_hold).where(_hold.c.operation_id.in_(operation_ids)).returning(_hold.c.budget_id, _hold.c.amount)
+        for budget_id, units in tx.execute(gone):
+            held[budget_id] = held.get(budget_id, 0) + units
+    return held
+
+
+def _write(tx: Connection, budget: Budget) -> None:
+    names = ("period_start", "told_percent")
+    values = {name: getattr(budget, name) for name in names}
+    values |= {"spent": _clamp(budget.spent), "held": _clamp(budget.held)}
+    tx.execute(update(_table).where(_table.c.id == budget.id).values(**values))
+
+
+def _told(budget: Budget) -> Budget:
+    """Tell of the highest threshold that is reached and was not told of in this period."""
+    reached = max((one for one in budget.thresholds if one <= _percent(budget)), default=0)
+    if reached <= budget.told_percent:
+        return budget
+    log.warning("budget_threshold_reached", budget=budget.id, account=budget.account_id, percent=reached)
+    return replace(budget, told_percent=reached)
+
+
+def _clamp(units: int) -> int:
+    """As near as a row can say it: beyond `money.UNITS_MAX` a budget is exhausted, whatever its cap."""
+    return max(-money.UNITS_MAX, min(money.UNITS_MAX, units))
+
+
+def _percent(budget: Budget) -> int:
+    """How much of the cap is spent, in whole per cent."""
+    if budget.spent <= 0 and budget.cap > 0:
+        return 0
+    return 100 * budget.spent // budget.cap if budget.cap > 0 else 100
+
+
+def _spent_since(tx: Connection, account_id: str, scope: Scope, scope_id: str, start: datetime) -> int:
+    column = _entry.c[_ENTRY_COLUMN[scope]]
+    value: str | int = int(scope_id) if scope is Scope.KEY else scope_id
+    query = select(*money.sum_columns(_entry.c.amount)).where(_entry.c.account_id == account_id, column == value)
+    high, low = tx.execute(query.where(_entry.c.created_at >= start)).one()
+    return money.sum_of(high, low)
+
+
+def _locked(tx: Connection, account_id: str, budget_id: int, now: datetime) -> Budget:
+    row = tx.execute(_live([account_id]).where(_table.c.id == budget_id).with_for_update()).one_or_none()
+    if row is None:
+        raise RowNotFoundError("budget", str(budget_id))
+    return _from_row(row).at(now)
+
+
+def _live(account_ids: Collection[str] | None) -> Any:
+    columns = [_table.c[name] for name in Budget.__dataclass_fields__]
+    query = select(*columns).where(_table.c.removed_at.is_(None)).order_by(_table.c.id)
+    return query if account_ids is None else query.where(_table.c.account_id.in_(sorted(account_ids)))
+
+
+def _from_row(row: Any) -> Budget:
+    return Budget(**row._mapping)

@@ -1,0 +1,90 @@
+"""What hard caps pause: runs and samples of scopes that have spent all they may, until there is room again.
+
+Only what costs something waits: a run may still save its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, and_, false, not_, or_, select, true
+
+from billing import budgets
+from billing.budgets import Budget, Scope
+from billing.dimensions import Dimensions
+from storage import tables
+from storage.journal import OPEN
+
+COSTLY = ("forward", "forward_backward", "optim_step", "sample")
+"""Kinds of operations that use the engine."""
+
+
+def paused_runs(tx: Connection, run_ids: Collection[str], *, now: datetime) -> Mapping[str, Budget]:
+    """Those of these runs that are paused, and by which budget."""
+    spent = budgets.exhausted(tx, now=now)
+    if not spent or not run_ids:
+        return {}
+    run, session = tables.run.c, tables.session.c
+    query = (
+        select(session.account_id, session.project_id, session.api_key_id, session.id, session.batch, run.id)
+        .join(tables.session, session.id == run.session_id)
+        .where(run.id.in_(run_ids))
+    )
+    covered = ((Dimensions(*row), _covering(spent, Dimensions(*row))) for row in tx.execute(query))
+    return {str(whom.run_id): budget for whom, budget in covered if budget is not None}
+
+
+def waiting_runs(tx: Connection, run_ids: Collection[str], *, now: datetime) -> Mapping[str, Budget]:
+    """Those of these runs that are paused and whose next operation costs something: workers leave them alone."""
+    paused = paused_runs(tx, run_ids, now=now)
+    if not paused:
+        return {}
+    run, operation = tables.run.c, tables.operation.c
+    query = (
+        select(run.id)
+        .join(tables.operation, and_(operation.run_id == run.id, operation.seq == run.state_seq + 1))
+        .where(run.id.in_(paused), operation.kind.in_(COSTLY), operation.status.in_(OPEN))
+    )
+    return {run_id: paused[run_id] for run_id in tx.execute(query).scalars()}
+
+
+def pausing(tx: Connection, sampling_session_id: str, *, now: datetime) -> Budget | None:
+    """The budget that pauses what is drawn in a sampling session."""
+    session, sampling = tables.session.c, tables.sampling_session.c
+    query = (
+        select(session.account_id, session.project_id, session.api_key_id, session.id, session.batch, sampling.run_id)
+        .join(tables.session, session.id == sampling.session_id)
+        .where(sampling.id == sampling_session_id)
+    )
+    spent = budgets.exhausted(tx, now=now)
+    return _covering(spent, Dimensions(*tx.execute(query).one())) if spent else None
+
+
+def unpaused(tx: Connection, *, now: datetime) -> ColumnElement[bool]:
+    """The condition that a sample of the journal is not paused."""
+    spent = budgets.exhausted(tx, now=now)
+    if not spent:
+        return true()
+    session, sampling = tables.session.c, tables.sampling_session.c
+    scopes = {
+        Scope.PROJECT: session.project_id,
+        Scope.KEY: session.api_key_id,
+        Scope.SESSION: session.id,
+        Scope.BATCH: session.batch,
+        Scope.RUN: sampling.run_id,
+    }
+    accounts = [budget.account_id for budget in spent if budget.scope == Scope.ACCOUNT]
+    narrower = [
+        and_(session.account_id == budget.account_id, scopes[Scope(budget.scope)] == budget.scope_value)
+        for budget in spent
+        if budget.scope != Scope.ACCOUNT
+    ]
+    covered = select(sampling.id).join(tables.session, session.id == sampling.session_id).where(or_(false(), *narrower))
+    operation = tables.operation.c
+    within = operation.sampling_session_id.in_(covered) if narrower else false()
+    return not_(or_(operation.account_id.in_(accounts), within))
+
+
+def _covering(spent: Sequence[Budget], whom: Dimensions) -> Budget | None:
+    return next((budget for budget in spent if budget.covers(whom)), None)

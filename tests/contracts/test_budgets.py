@@ -1,0 +1,202 @@
+"""Budgets count every entry once, hold what is accepted, and begin anew with their period."""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import pytest
+import structlog
+from sqlalchemy import Connection, func, select, update
+
+from billing import budgets, dimensions, holds, ledger, money, rate_cards
+from billing.budgets import Budget, Period, Scope
+from billing.charging import Bill
+from billing.dimensions import Dimensions
+from billing.holds import OverBudgetError
+from billing.ledger import EntryKind, NewEntry
+from storage import billing_tables, tables
+from storage.database import Database
+from storage.errors import RowNotFoundError
+from storage.journal import Operation
+from storage.runs import Run
+from tests.factories import MODEL, NOW, bill, make_account, make_operation, make_run, make_session, make_usage
+
+DAY = timedelta(days=1)
+CARD = 'currency = "USD"\n[million_tokens."*"]\ntrained = "1000000"\n'  # one token costs one
+
+
+@pytest.fixture
+def run(database: Database) -> Run:
+    """A run whose tokens cost one each."""
+    with database.begin() as tx:
+        rate_cards.add(tx, CARD, now=NOW - 2 * DAY)
+        session = make_session(tx, project_id="p", api_key_id=7)
+        tx.execute(update(tables.session).values(batch="b"))
+        return make_run(tx, session=session)
+
+
+def add(tx: Connection, run: Run, cap: int, scope: Scope = Scope.ACCOUNT, scope_id: str = "", **more: object) -> Budget:
+    given = {"cap": money.to_units(Decimal(cap)), "now": NOW, **more}
+    return budgets.add(tx, run.account_id, scope, scope_id or run.account_id, **given)  # type: ignore[arg-type]
+
+
+def standing(tx: Connection, run: Run, at: datetime = NOW) -> list[tuple[Decimal, Decimal]]:
+    """(spent, held) of each budget."""
+    found = budgets.list_budgets(tx, [run.account_id], now=at)
+    return [(money.from_units(one.spent), money.from_units(one.held)) for one in found]
+
+
+def train(tx: Connection, run: Run, seq: int, tokens: int, at: datetime = NOW) -> Operation:
+    operation = make_operation(tx, run, seq)
+    bill(tx, run, operation, make_usage(tokens_trained=tokens), now=at)
+    return operation
+
+
+def place(tx: Connection, run: Run, seq: int, tokens: int) -> Operation:
+    operation = make_operation(tx, run, seq)
+    whom = dimensions.of_run(tx, run.id)
+    bound = make_usage(device_ns=0, tokens_trained=tokens)
+    holds.place(tx, budgets.lock(tx, [run.account_id], now=NOW), whom, operation, bound, now=NOW)
+    return operation
+
+
+def top_up(tx: Connection, run: Run, amount: int, at: datetime = NOW) -> None:
+    whom = Dimensions(run.account_id)
+    ledger.append_once(tx, NewEntry(EntryKind.TOP_UP, f"topup:{at}", whom, -money.to_units(Decimal(amount))), now=at)
+
+
+def test_what_a_scope_spends_counts_on_its_budgets_and_on_no_others(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        # Given
+        mine = [(Scope.ACCOUNT, run.account_id), (Scope.PROJECT, "p"), (Scope.KEY, "7"), (Scope.BATCH, "b")]
+        mine += [(Scope.SESSION, run.session_id), (Scope.RUN, run.id)]
+        others = [(Scope.PROJECT, "q"), (Scope.KEY, "8"), (Scope.BATCH, "c"), (Scope.RUN, f"{run.id}0")]
+        for scope, scope_id in mine + others:
+            add(tx, run, 100, scope, scope_id)
+        # When
+        train(tx, run, 1, 5)
+        # Then
+        assert standing(tx, run) == [(Decimal(5), 0)] * len(mine) + [(Decimal(0), 0)] * len(others)
+
+
+def test_a_budget_that_is_added_late_counts_what_was_spent_before(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        train(tx, run, 1, 5, at=NOW - DAY)
+        train(tx, run, 2, 3)
+        # When
+        add(tx, run, 100)
+        add(tx, run, 100, period=Period.DAY)
+        add(tx, run, 100, Scope.KEY, "7")
+        # Then
+        assert standing(tx, run) == [(8, 0), (3, 0), (8, 0)]
+
+
+def test_a_period_begins_anew_by_itself(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        add(tx, run, 4, period=Period.DAY)
+        train(tx, run, 1, 5)
+        assert budgets.exhausted(tx, now=NOW + DAY / 2)
+        # Then
+        assert not budgets.exhausted(tx, now=NOW + DAY)
+        assert standing(tx, run, at=NOW + DAY) == [(0, 0)]
+        # When
+        train(tx, run, 2, 1, at=NOW + DAY)
+        # Then
+        assert standing(tx, run, at=NOW + DAY) == [(1, 0)]
+
+
+def test_a_charge_of_the_period_before_that_comes_late_does_not_count(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        add(tx, run, 4, period=Period.MONTH)
+        train(tx, run, 1, 1, at=NOW + 40 * DAY)
+        # When
+        train(tx, run, 2, 2, at=NOW)
+        # Then
+        assert standing(tx, run, at=NOW + 40 * DAY) == [(1, 0)]
+
+
+def test_holds_are_placed_until_a_cap_has_no_room_and_released_when_the_operation_ends(
+    database: Database, run: Run
+) -> None:
+    with database.begin() as tx:
+        add(tx, run, 10)
+        first, second = place(tx, run, 1, 4), place(tx, run, 2, 6)
+        assert standing(tx, run) == [(0, 10)]
+        # When
+        with pytest.raises(OverBudgetError, match="no room"), tx.begin_nested():
+            place(tx, run, 3, 1)
+        bill(tx, run, first, make_usage(tokens_trained=4))
+        failed = Bill(tx, now=NOW)
+        failed.end(second)
+        failed.settle()
+        # Then
+        assert standing(tx, run) == [(4, 0)]
+        assert tx.execute(select(func.count()).select_from(billing_tables.budget_hold)).scalar_one() == 0
+        place(tx, run, 4, 6)
+
+
+def test_a_soft_budget_refuses_nothing(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        add(tx, run, 1, is_hard=False)
+        # When
+        place(tx, run, 1, 5)
+        train(tx, run, 2, 5)
+        # Then
+        assert standing(tx, run) == [(5, 5)]
+        assert not budgets.exhausted(tx, now=NOW)
+
+
+def test_a_top_up_a_raised_cap_or_its_removal_end_a_pause(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        budget = add(tx, run, 4)
+        train(tx, run, 1, 5)
+        assert budgets.exhausted(tx, now=NOW)
+        # When, then
+        top_up(tx, run, 2)
+        assert standing(tx, run) == [(3, 0)]
+        assert not budgets.exhausted(tx, now=NOW)
+        train(tx, run, 2, 5)
+        assert budgets.exhausted(tx, now=NOW)
+        budgets.set_cap(tx, run.account_id, budget.id, money.to_units(Decimal(9)), now=NOW)
+        assert not budgets.exhausted(tx, now=NOW)
+        train(tx, run, 3, 5)
+        budgets.remove(tx, run.account_id, budget.id, now=NOW)
+        assert not budgets.exhausted(tx, now=NOW)
+        assert standing(tx, run) == []
+
+
+def test_another_accounts_budget_is_not_there(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        budget = add(tx, run, 4)
+        other = make_account(tx, "other")
+        # When, then
+        with pytest.raises(RowNotFoundError):
+            budgets.set_cap(tx, other.id, budget.id, 5, now=NOW)
+        with pytest.raises(RowNotFoundError):
+            budgets.remove(tx, other.id, budget.id, now=NOW)
+
+
+def test_device_time_is_estimated_from_the_last_operations(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        # Given
+        rate_cards.add(tx, 'currency = "USD"\n[device_seconds]\ncpu = "1"\n', now=NOW)
+        card = rate_cards.in_force(tx, run.account_id, at=NOW + DAY).card
+        most = {"kind": "forward_backward", "base_model": MODEL}
+        ten = make_usage(device_ns=0, tokens_trained=10)
+        assert holds.most_units(tx, run.account_id, ten, card, **most) == 0
+        # When
+        operation = make_operation(tx, run, 1)
+        bill(tx, run, operation, make_usage(device_ns=10**9, tokens_trained=2))
+        # Then
+        assert money.from_units(holds.most_units(tx, run.account_id, ten, card, **most)) == Decimal(5)
+
+
+def test_each_threshold_is_told_of_once_in_a_period(database: Database, run: Run) -> None:
+    with database.begin() as tx, structlog.testing.capture_logs() as logs:
+        # Given
+        add(tx, run, 10, is_hard=False, period=Period.DAY)
+        # When
+        for seq, tokens in enumerate([4, 1, 1, 3, 1]):
+            train(tx, run, seq, tokens)
+        train(tx, run, 5, 6, at=NOW + DAY)
+    # Then
+    assert [one["percent"] for one in logs if one["event"] == "budget_threshold_reached"] == [50, 80, 100, 50]
