@@ -14,6 +14,12 @@ SCALE = 10**SCALE_DIGITS
 UNITS_MAX = 2**63 - 1
 """The largest amount of one row, about 9.2 million of the currency; sums may be larger."""
 
+_CENTS = {
+    **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI"), 0),
+    **dict.fromkeys(("VND", "VUV", "XAF", "XOF", "XPF"), 0),
+    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
+}  # ISO 4217: decimal places of a currency where they are not two
+
 _UNIT = Decimal(1).scaleb(-SCALE_DIGITS)
 _EXACT = Context(prec=60)  # Decimal's default of 28 digits would round large sums
 _HALF = 10**9
@@ -32,6 +38,19 @@ def round_charge(amount: Decimal) -> Decimal:
     if not amount.is_finite():
         raise AmountError(f"{amount} is no amount of money")
     return amount.quantize(_UNIT, rounding=ROUND_HALF_EVEN, context=_EXACT)
+
+
+def cents_digits(currency: str) -> int:
+    """Decimal places of the smallest coin of a currency."""
+    return _CENTS.get(currency, 2)
+
+
+def round_to_cents(units: int, currency: str) -> int:
+    """Units rounded to the smallest coin of the currency; half-way cases go to the even one."""
+    coin: int = 10 ** (SCALE_DIGITS - cents_digits(currency))
+    whole, rest = divmod(units, coin)
+    up = 2 * rest > coin or (2 * rest == coin and whole % 2 == 1)
+    return (whole + up) * coin
 
 
 def to_units(amount: Decimal) -> int:

@@ -48,8 +48,12 @@ def charge(used: Used, base_model: str, card: RateCard) -> Decimal:
 def storage_charge(storage_kind: str, byte_seconds: int, card: RateCard) -> Decimal:
     """What storage costs: `byte_seconds / (10^9 x 720 x 3600) x price`, rounded once."""
     with localcontext(_EXACT):
-        gigabyte_months = Decimal(byte_seconds) / BYTE_SECONDS_PER_GB_MONTH
-        return money.round_charge(gigabyte_months * card.gigabyte_month(storage_kind))
+        return money.round_charge(gigabyte_months(byte_seconds) * card.gigabyte_month(storage_kind))
+
+
+def gigabyte_months(byte_seconds: int) -> Decimal:
+    """Byte-seconds as months of 10⁹ bytes, to 60 digits."""
+    return _EXACT.divide(Decimal(byte_seconds), BYTE_SECONDS_PER_GB_MONTH)
 
 
 def device_seconds(device_ns: int) -> Decimal:

@@ -174,6 +174,7 @@ invoice_number = Table(
 )
 
 _NOT_INVOICED = text("invoice_id IS NULL")
+_CORRECTING = text("corrects_id IS NOT NULL")
 
 # Appended to, never edited: triggers of the database refuse it. Positive amounts are owed by the account.
 ledger_entry = Table(
@@ -195,10 +196,12 @@ ledger_entry = Table(
     Column("batch", String(128)),
     Column("run_id", String(128)),
     Column("note", Text),
-    Column("invoice_id", BigInteger, ForeignKey("invoice.id")),  # set once, when a period is closed
+    # Set once: entries are put on an invoice before it is written, since it adds them up.
+    Column("invoice_id", BigInteger, ForeignKey("invoice.id", deferrable=True, initially="DEFERRED")),
     Index("ix_ledger_entry_account_created", "account_id", "created_at"),
     Index("ix_ledger_entry_run", "run_id"),
     Index("ix_ledger_entry_invoice", "invoice_id"),
+    Index("ix_ledger_entry_corrects", "corrects_id", sqlite_where=_CORRECTING, postgresql_where=_CORRECTING),
     Index(
         "ix_ledger_entry_open",
         "account_id",

@@ -126,6 +126,14 @@ def _postgres_engine(url: sqlalchemy.URL, pool_size: int) -> sqlalchemy.Engine:
             cursor.execute(f"SET idle_in_transaction_session_timeout = {int(POSTGRES_IDLE_S * 1000)}")
         connection.commit()
 
+    @event.listens_for(engine, "do_executemany")
+    def _execute_many(cursor: Any, statement: Any, rows: Any, _context: Any) -> bool:
+        # psycopg sends the rows in a pipeline. Its flush request, where the server reads it after the sync, stops the
+        # server's clock for idle transactions: a process stopped right here would keep its locks for ever.
+        cursor.executemany(statement, rows)
+        cursor.connection.execute("SELECT 1")
+        return True
+
     return engine
 
 

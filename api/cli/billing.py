@@ -1,4 +1,4 @@
-"""`piecework billing`: money that comes in, and where an account stands."""
+"""`piecework billing`: money that comes in, where an account stands, and whether the bill is right."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from api.cli.billing_verify import verify
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
@@ -23,7 +24,7 @@ account_option = click.option("--account", "account_name", required=True, help="
 
 @click.group()
 def billing() -> None:
-    """Top-ups, credits and balances; see also `piecework budgets` and `piecework cost`."""
+    """Top-ups, credits, balances, and a check of every charge; see also `piecework budgets` and `piecework cost`."""
 
 
 @billing.command()
@@ -130,3 +131,6 @@ def _book(
         print_json({"account": account.name, "new": new, "balance": now_there, "currency": currency})
     else:
         click.echo(f"{'booked' if new else 'was booked already'}; {account.name} has {now_there} {currency}")
+
+
+billing.add_command(verify)

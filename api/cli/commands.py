@@ -21,7 +21,7 @@ COMMANDS = {
     "ops": ("api.cli.runs:ops", "Show the operations of a training run."),
     "status": ("api.cli.status:status", "Show processes, queue and base models."),
     "cost": ("api.cli.cost:cost", "Show usage and what it costs."),
-    "billing": ("api.cli.billing:billing", "Book top-ups and credits, show balances."),
+    "billing": ("api.cli.billing:billing", "Book top-ups and credits, show balances, check charges."),
     "budgets": ("api.cli.budgets:budgets", "Add, change, list and remove caps."),
     "doctor": ("api.cli.doctor:doctor", "Check what is reachable, and say what to change."),
 }

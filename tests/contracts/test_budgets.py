@@ -1,5 +1,6 @@
 """Budgets count every entry once, hold what is accepted, and begin anew with their period."""
 
+import dataclasses
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -53,7 +54,7 @@ def train(tx: Connection, run: Run, seq: int, tokens: int, at: datetime = NOW) -
 
 def place(tx: Connection, run: Run, seq: int, tokens: int) -> Operation:
     operation = make_operation(tx, run, seq)
-    whom = dimensions.of_run(tx, run.id)
+    whom = dataclasses.replace(dimensions.of_session(tx, run.session_id), run_id=run.id)
     bound = make_usage(device_ns=0, tokens_trained=tokens)
     holds.place(tx, budgets.lock(tx, [run.account_id], now=NOW), whom, operation, bound, now=NOW)
     return operation

@@ -39,6 +39,7 @@ from tests.factories import (
 
 T = TypeVar("T")
 AT_ONCE = 4
+STANDING = 16
 
 
 def at_once(call: Callable[[int], T], num: int = AT_ONCE) -> list[T]:
@@ -261,6 +262,32 @@ def test_a_transaction_that_stands_still_lets_go_of_what_it_locked(
     standing.close()
     with database.read() as tx:
         assert tx.execute(sqlalchemy.select(tables.account.c.name)).scalars().all() == ["new"]
+    database.close()
+
+
+@pytest.mark.servers
+def test_a_transaction_that_stands_still_after_many_rows_lets_go_of_them_too(
+    fresh_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given processes that stand still after they have written many rows in one call; whether the server's clock for
+    # idle transactions ran was a matter of luck, so there are many of them
+    monkeypatch.setattr("storage.database.POSTGRES_IDLE_S", 0.5)
+    database = Database(fresh_database_url, pool_size=STANDING)
+    migrate(database)
+    standing = [database.engine.connect() for _ in range(STANDING)]
+    for number, connection in enumerate(standing):
+        rows = [{"id": f"{number}-{i}", "name": f"{number}-{i}", "created_at": NOW} for i in range(2)]
+        connection.execute(sqlalchemy.insert(tables.account), rows)
+
+    # when somebody waits for what they hold
+    with database.begin() as tx:
+        tx.exec_driver_sql("LOCK TABLE account IN EXCLUSIVE MODE")
+
+    # then all of them have been ended
+    for connection in standing:
+        with pytest.raises(sqlalchemy.exc.DBAPIError, match="idle-in-transaction"):
+            connection.execute(sqlalchemy.text("SELECT 1"))
+        connection.close()
     database.close()
 
 

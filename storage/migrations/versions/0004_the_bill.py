@@ -221,7 +221,13 @@ def upgrade() -> None:
         sa.Column("invoice_id", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["account_id"], ["account.id"], name=op.f("fk_ledger_entry_account_id")),
         sa.ForeignKeyConstraint(["corrects_id"], ["ledger_entry.id"], name=op.f("fk_ledger_entry_corrects_id")),
-        sa.ForeignKeyConstraint(["invoice_id"], ["invoice.id"], name=op.f("fk_ledger_entry_invoice_id")),
+        sa.ForeignKeyConstraint(
+            ["invoice_id"],
+            ["invoice.id"],
+            name=op.f("fk_ledger_entry_invoice_id"),
+            deferrable=True,
+            initially="DEFERRED",
+        ),
         sa.ForeignKeyConstraint(["rate_card_id"], ["rate_card.id"], name=op.f("fk_ledger_entry_rate_card_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger_entry")),
         sa.UniqueConstraint("operation_id", name=op.f("uq_ledger_entry_operation_id")),
@@ -229,6 +235,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("storage_usage_id", name=op.f("uq_ledger_entry_storage_usage_id")),
     )
     op.create_index("ix_ledger_entry_account_created", "ledger_entry", ["account_id", "created_at"], unique=False)
+    op.create_index(
+        "ix_ledger_entry_corrects",
+        "ledger_entry",
+        ["corrects_id"],
+        unique=False,
+        sqlite_where=sa.text("corrects_id IS NOT NULL"),
+        postgresql_where=sa.text("corrects_id IS NOT NULL"),
+    )
     op.create_index("ix_ledger_entry_invoice", "ledger_entry", ["invoice_id"], unique=False)
     op.create_index(
         "ix_ledger_entry_open",

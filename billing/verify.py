@@ -1,0 +1,171 @@
+"""Holds every charge against what it is for: usage is priced anew, and whatever differs is said.
+
+Pages of the two tables are read one after the other, each by one statement: usage and its charge are committed
+together, so work that goes on meanwhile is no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, func, or_, select
+
+from billing import money, rate_cards, rating
+from billing.charging import operation_source
+from billing.dimensions import Dimensions
+from billing.ledger import EntryKind
+from billing.rate_cards import DatedCard
+from storage import billing_tables
+
+PAGE_ROWS = 1_000
+_usage = billing_tables.usage_record
+_storage = billing_tables.storage_usage
+_entry = billing_tables.ledger_entry
+_DIMENSIONS = tuple(Dimensions.__dataclass_fields__)
+_ENTRY_COLUMNS = ("id", "source", "kind", "amount", "created_at", "rate_card_id", *_DIMENSIONS)
+
+
+class Wrong(StrEnum):
+    """What can be wrong with a charge."""
+
+    MISSING = "missing charge"
+    SECOND = "second charge"
+    WITHOUT_USAGE = "charge without usage"
+    AMOUNT = "amount"
+    CARD = "rate card"
+    DIMENSIONS = "dimensions"
+    SOURCE = "source"
+    TIME = "time"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A charge that is not what it should be.
+
+    Attributes:
+        source: what the charge is for, or should be.
+        entry_id: the ledger entry; None where it is missing.
+        expected, found: what it should be and is.
+    """
+
+    wrong: Wrong
+    source: str
+    entry_id: int | None
+    expected: str
+    found: str
+
+
+def num_rows(tx: Connection) -> int:
+    """How many rows `differences` looks at, for a progress bar."""
+    return sum(tx.execute(select(func.count()).select_from(table)).scalar_one() for table in (_usage, _entry))
+
+
+def differences(
+    tx: Connection, *, page_rows: int = PAGE_ROWS, seen: Callable[[int], None] = lambda _: None
+) -> Iterator[Difference]:
+    """Everything that differs, usage records first, then charges without one and those for storage.
+
+    Args:
+        page_rows: rows read at a time.
+        seen: told how many rows have been looked at since it was told last.
+    """
+    for ids in _pages(tx, _usage, page_rows):
+        page = list(tx.execute(_charged_usage(ids)))
+        cards = rate_cards.list_cards(tx)  # after the page: every card that it was priced by is there
+        yield from _of_usage(page, cards)
+        seen(len(ids))
+    for ids in _pages(tx, _entry, page_rows):
+        page = list(tx.execute(_charges(ids)))
+        cards = rate_cards.list_cards(tx)
+        for row in page:
+            yield from _of_charge(row, cards)
+        seen(len(ids))
+
+
+def _pages(tx: Connection, table: Any, page_rows: int) -> Iterator[Sequence[int]]:
+    last = 0
+    while ids := tx.execute(select(table.c.id).where(table.c.id > last).order_by(table.c.id).limit(page_rows)):
+        page = ids.scalars().all()
+        if not page:
+            return
+        yield page
+        last = page[-1]
+
+
+def _charged_usage(ids: Sequence[int]) -> Select[Any]:
+    entry = [_entry.c[name].label(f"entry_{name}") for name in _ENTRY_COLUMNS]
+    joined = _usage.outerjoin(_entry, _entry.c.operation_id == _usage.c.operation_id)
+    return select(_usage, *entry).select_from(joined).where(_usage.c.id.in_(ids)).order_by(_usage.c.id, _entry.c.id)
+
+
+def _of_usage(page: Iterable[Any], cards: Sequence[DatedCard]) -> Iterator[Difference]:
+    last = None
+    for row in page:
+        source = operation_source(row.operation_id)
+        if row.entry_id is None:
+            yield Difference(Wrong.MISSING, source, None, "a charge", "none")
+        elif row.operation_id == last:
+            yield Difference(Wrong.SECOND, source, row.entry_id, "one charge", "another one")
+        else:
+            yield from _of_charged(row, source, cards)
+        last = row.operation_id
+
+
+def _of_charged(row: Any, source: str, cards: Sequence[DatedCard]) -> Iterator[Difference]:
+    dated = _in_force(cards, row.account_id, row.finished_at)
+    values = row._mapping
+    whom = {name: values[name] for name in _DIMENSIONS}
+    charged = {name: values[f"entry_{name}"] for name in _DIMENSIONS}
+    pairs: list[tuple[Wrong, Any, Any]] = [
+        (Wrong.SOURCE, (EntryKind.CHARGE.value, source), (row.entry_kind, row.entry_source)),
+        (Wrong.CARD, dated and dated.id, row.entry_rate_card_id),
+        (Wrong.DIMENSIONS, whom, charged),
+        (Wrong.TIME, row.finished_at, row.entry_created_at),
+    ]
+    if dated is not None:
+        expected = money.to_units(rating.charge(row, row.base_model, dated.card))
+        pairs.append((Wrong.AMOUNT, expected, row.entry_amount))
+    for wrong, expected, found in pairs:
+        if expected != found:
+            yield _difference(wrong, source, row.entry_id, expected, found)
+
+
+def _charges(ids: Sequence[int]) -> Select[Any]:
+    joined = _entry.outerjoin(_usage, _usage.c.operation_id == _entry.c.operation_id)
+    joined = joined.outerjoin(_storage, _storage.c.id == _entry.c.storage_usage_id)
+    storage = (_storage.c.id.label("stored_id"), _storage.c.kind.label("stored_kind"), _storage.c.byte_seconds)
+    wanted = or_(_storage.c.id.is_not(None), and_(_entry.c.kind == EntryKind.CHARGE, _usage.c.id.is_(None)))
+    query = select(*(_entry.c[name] for name in _ENTRY_COLUMNS), *storage).select_from(joined)
+    return query.where(_entry.c.id.in_(ids), wanted).order_by(_entry.c.id)
+
+
+def _of_charge(row: Any, cards: Sequence[DatedCard]) -> Iterator[Difference]:
+    """Storage is held against the card that its charge names."""
+    if row.stored_id is None:
+        yield Difference(Wrong.WITHOUT_USAGE, row.source, row.id, "usage", "none")
+        return
+    dated = next((card for card in cards if card.id == row.rate_card_id), None)
+    if dated is None or dated.account_id not in (None, row.account_id):
+        yield _difference(Wrong.CARD, row.source, row.id, "a card of this account", row.rate_card_id)
+        return
+    expected = money.to_units(rating.storage_charge(row.stored_kind, row.byte_seconds, dated.card))
+    if expected != row.amount:
+        yield _difference(Wrong.AMOUNT, row.source, row.id, expected, row.amount)
+
+
+def _in_force(cards: Sequence[DatedCard], account_id: str, at: datetime) -> DatedCard | None:
+    for whose in (account_id, None):
+        held = [card for card in cards if card.account_id == whose and card.effective_at <= at]
+        if held:
+            return max(held, key=lambda card: (card.effective_at, card.id))
+    return None
+
+
+def _difference(wrong: Wrong, source: str, entry_id: int, expected: Any, found: Any) -> Difference:
+    if wrong is Wrong.AMOUNT:
+        expected, found = (money.plain(money.from_units(units)) for units in (expected, found))
+    return Difference(wrong, source, entry_id, str(expected), str(found))

@@ -1,0 +1,94 @@
+"""Months are closed when they are over, in order, however late and however often somebody looks."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from billing import closing, invoices, money
+from storage.clock import FrozenClock
+from storage.database import Database
+from tests.contracts.ledger_kit import charge, pay, price_seconds
+from tests.contracts.test_database import at_once
+from tests.factories import NOW, make_account, make_run
+
+FEBRUARY, MARCH, APRIL = (datetime(2026, month, 1, tzinfo=UTC) for month in (2, 3, 4))
+DAY = timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("at", "start", "end"),
+    [
+        (NOW, NOW, FEBRUARY),
+        (FEBRUARY - timedelta(microseconds=1), NOW, FEBRUARY),
+        (datetime(2024, 2, 29, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC)),
+        (datetime(2025, 12, 31, 23, tzinfo=UTC), datetime(2025, 12, 1, tzinfo=UTC), NOW),
+    ],
+)
+def test_a_month_begins_and_ends_on_the_first(at: datetime, start: datetime, end: datetime) -> None:
+    assert (closing.month_start(at), closing.month_end(at)) == (start, end)
+
+
+def test_a_month_is_due_a_moment_after_its_end(database: Database) -> None:
+    with database.begin() as tx:
+        account = make_account(tx)
+        assert closing.due(tx, account.id, now=APRIL) is None
+        pay(tx, account.id, "topup:1", 1, at=NOW + DAY)
+        # Then
+        assert closing.due(tx, account.id, now=FEBRUARY) is None
+        assert closing.due(tx, account.id, now=FEBRUARY + closing.GRACE) == FEBRUARY
+        assert closing.due(tx, account.id, now=APRIL) == FEBRUARY
+
+
+def test_all_months_that_are_over_are_closed_in_order_and_once(database: Database) -> None:
+    # Given: entries in January and March, none in February, of two accounts
+    with database.begin() as tx:
+        price_seconds(tx)
+        runs = [make_run(tx, make_account(tx, name)) for name in ("a", "b")]
+        for run in runs:
+            charge(tx, run, 0, 10**9, at=NOW)
+            charge(tx, run, 1, 2 * 10**9, at=MARCH + DAY)
+    if isinstance(database.clock, FrozenClock):
+        database.clock.advance((APRIL + DAY - database.clock.now()).total_seconds())
+    # When: several schedulers fire, several times
+    at_once(lambda _: [closing.close_due(database, pass_s=60) for _ in range(2)])
+    # Then
+    with database.read() as tx:
+        for run in runs:
+            issued = invoices.list_invoices(tx, account_id=run.account_id)
+            periods = [(each.period_start, each.period_end, each.total) for each in reversed(issued)]
+            assert periods == [(NOW, FEBRUARY, Decimal(1)), (MARCH, APRIL, Decimal(2))]
+        assert sorted(each.number for each in invoices.list_invoices(tx)) == [1, 2, 3, 4]
+        assert list(invoices.check(tx)) == []
+
+
+def test_a_pass_ends_in_time_and_the_next_one_goes_on(database: Database) -> None:
+    # Given
+    with database.begin() as tx:
+        for number in range(3):
+            pay(tx, make_account(tx, f"account {number}").id, f"topup:{number}", 1, at=NOW)
+    if isinstance(database.clock, FrozenClock):
+        database.clock.advance((MARCH - database.clock.now()).total_seconds())
+    # When
+    done = [closing.close_due(database, pass_s=0) for _ in range(4)]
+    # Then
+    assert done == [False, False, False, True]
+    with database.read() as tx:
+        assert len(invoices.list_invoices(tx)) == 3
+
+
+def test_a_total_that_is_too_large_keeps_no_other_account_waiting(database: Database) -> None:
+    # Given: one account has paid more in a month than a row can hold
+    with database.begin() as tx:
+        large, other = make_account(tx, "large"), make_account(tx, "other")
+        for number in range(2):
+            pay(tx, large.id, f"topup:{number}", money.UNITS_MAX, at=NOW)
+        pay(tx, other.id, "topup:other", money.SCALE, at=NOW)
+    if isinstance(database.clock, FrozenClock):
+        database.clock.advance((MARCH - database.clock.now()).total_seconds())
+    # When
+    assert closing.close_due(database, pass_s=60)
+    # Then
+    with database.read() as tx:
+        assert [each.account_id for each in invoices.list_invoices(tx)] == [other.id]
+        assert list(invoices.check(tx)) == []
