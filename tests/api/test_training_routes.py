@@ -190,7 +190,7 @@ class TestOptimStep:
         body = {"model_id": run, "seq_id": 1, "adam_params": {"learning_rate": 1e-4}, "type": "optim_step"}
         request_id = alice.post("optim_step", body).json()["request_id"]
         complete(request_id, OptimStepOutcome({"grad_norm": float("nan"), "step": 1.0}))
-        assert alice.retrieve(request_id).json() == {"metrics": {"grad_norm": "NaN", "step": 1.0}}
+        assert alice.retrieve(request_id).json() == {"metrics": {"grad_norm": "NaN", "step": 1.0, "cost_usd": 0.0}}
 
     @pytest.mark.parametrize("rate", ["NaN", "-1e-4", "Infinity", '"fast"'])
     def test_a_bad_learning_rate_fails_through_the_future(self, rate: str, alice: Account) -> None:
