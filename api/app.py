@@ -16,6 +16,7 @@ from api.routes import (
     billing_usage,
     files,
     futures,
+    invoices,
     models,
     operations,
     sampling,
@@ -40,6 +41,7 @@ ROUTERS = (
     training_runs,
     billing,
     billing_usage,
+    invoices,
     files,
 )
 

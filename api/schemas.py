@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from billing.invoices import Invoice
 from billing.money import plain
 from billing.rating import device_seconds
 from billing.usage import Usage
@@ -115,3 +116,16 @@ def metadata(pairs: Mapping[str, str]) -> dict[str, str] | None:
 
 def _newest(checkpoints: Sequence[Checkpoint], kind: str) -> dict[str, Any] | None:
     return next((checkpoint(row) for row in checkpoints if row.kind == kind), None)
+
+
+def invoice(row: Invoice) -> dict[str, Any]:
+    """An invoice without its lines; the total is a decimal string."""
+    return {
+        "number": row.number,
+        "kind": row.kind,
+        "account": row.account_id,
+        "period": {"start": row.period_start.isoformat(), "end": row.period_end.isoformat()},
+        "currency": row.currency,
+        "total": plain(row.total),
+        "issued_at": row.created_at.isoformat(),
+    }

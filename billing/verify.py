@@ -14,12 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, and_, func, or_, select
 
-from billing import money, rate_cards, rating
+from billing import invoices, money, rate_cards, rating
 from billing.charging import operation_source
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind
 from billing.rate_cards import DatedCard
-from storage import billing_tables
+from storage import billing_tables, tables
+from storage.journal import Status
 
 PAGE_ROWS = 1_000
 _usage = billing_tables.usage_record
@@ -40,6 +41,8 @@ class Wrong(StrEnum):
     DIMENSIONS = "dimensions"
     SOURCE = "source"
     TIME = "time"
+    UNBILLED = "completed without usage"
+    INVOICE = "invoice"
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,15 @@ def differences(
         cards = rate_cards.list_cards(tx)  # after the page: every card that it was priced by is there
         yield from _of_usage(page, cards)
         seen(len(ids))
+    yield from _unbilled(tx)
     for ids in _pages(tx, _entry, page_rows):
         page = list(tx.execute(_charges(ids)))
         cards = rate_cards.list_cards(tx)
         for row in page:
             yield from _of_charge(row, cards)
         seen(len(ids))
+    for broken in invoices.check(tx):
+        yield Difference(Wrong.INVOICE, f"{broken.where}: {broken.what}", None, broken.expected, broken.found)
 
 
 def _pages(tx: Connection, table: Any, page_rows: int) -> Iterator[Sequence[int]]:
@@ -94,6 +100,15 @@ def _pages(tx: Connection, table: Any, page_rows: int) -> Iterator[Sequence[int]
             return
         yield page
         last = page[-1]
+
+
+def _unbilled(tx: Connection) -> Iterator[Difference]:
+    """Completed operations without a usage record."""
+    operation = tables.operation
+    joined = operation.outerjoin(_usage, _usage.c.operation_id == operation.c.id)
+    query = select(operation.c.id).select_from(joined)
+    for (operation_id,) in tx.execute(query.where(operation.c.status == Status.COMPLETED, _usage.c.id.is_(None))):
+        yield Difference(Wrong.UNBILLED, operation_source(operation_id), None, "a usage record", "none")
 
 
 def _charged_usage(ids: Sequence[int]) -> Select[Any]:

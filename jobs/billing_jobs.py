@@ -13,7 +13,7 @@ import structlog
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from billing import rollups
+from billing import closing, rollups
 from jobs.settings import JobsSettings
 from storage.open import Storage
 
@@ -52,7 +52,12 @@ def _roll_up(storage: Storage, _settings: JobsSettings) -> bool:
     return rollups.roll_up(storage.database, pass_s=PASS_S)
 
 
+def _close_months(storage: Storage, _settings: JobsSettings) -> bool:
+    return closing.close_due(storage.database, pass_s=PASS_S)
+
+
 JOBS: Mapping[str, BillingJob] = {
     "roll_up": BillingJob(IntervalTrigger(seconds=60, timezone="UTC"), _roll_up),
+    "close_months": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _close_months),
 }
 """By name, as messages carry it."""

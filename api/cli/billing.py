@@ -8,7 +8,10 @@ from pathlib import Path
 
 import click
 
+from api.cli.billing_adjust import adjust
+from api.cli.billing_cards import cards
 from api.cli.billing_verify import verify
+from api.cli.cost import parse_since
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
@@ -74,13 +77,15 @@ def credit(
 @billing.command()
 @account_option
 @click.option("--project", "project_id", help="Only this project of it.")
+@click.option("--at", "moment", help="As it was then: a day or a moment, UTC.")
 @json_option
 @data_dir_option
-def balance(account_name: str, project_id: str | None, as_json: bool, data_dir: Path) -> None:
+def balance(*, account_name: str, project_id: str | None, moment: str | None, as_json: bool, data_dir: Path) -> None:
     """Show what an account has in its favour; negative is owed."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         account = get_account(tx, account_name)
-        amount = money.plain(ledger.balance(tx, account.id, project_id=project_id))
+        at = parse_since(moment, now=storage.database.now(tx)) if moment else None
+        amount = money.plain(ledger.balance(tx, account.id, project_id=project_id, at=at))
         currency = rate_cards.currency(tx)
     if as_json:
         print_json({"account": account.name, "balance": amount, "currency": currency})
@@ -133,4 +138,6 @@ def _book(
         click.echo(f"{'booked' if new else 'was booked already'}; {account.name} has {now_there} {currency}")
 
 
+billing.add_command(adjust)
+billing.add_command(cards)
 billing.add_command(verify)

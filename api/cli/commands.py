@@ -22,6 +22,7 @@ COMMANDS = {
     "status": ("api.cli.status:status", "Show processes, queue and base models."),
     "cost": ("api.cli.cost:cost", "Show usage and what it costs."),
     "billing": ("api.cli.billing:billing", "Book top-ups and credits, show balances, check charges."),
+    "invoices": ("api.cli.invoices:invoices", "Close periods, show and correct invoices."),
     "budgets": ("api.cli.budgets:budgets", "Add, change, list and remove caps."),
     "doctor": ("api.cli.doctor:doctor", "Check what is reachable, and say what to change."),
 }

@@ -12,6 +12,7 @@ from billing.ledger import EntryKind
 from storage import billing_tables
 from storage.database import Database
 from storage.errors import RowNotFoundError
+from storage.migrate import migrate
 from tests.contracts.ledger_kit import HOUR, charge, entries, pay, price_seconds
 from tests.contracts.test_database import at_once
 from tests.factories import NOW, make_account, make_run
@@ -130,9 +131,10 @@ def test_a_number_that_was_not_committed_is_given_again(database: Database) -> N
         assert invoice.number == 1
 
 
-def test_a_charge_that_is_committed_while_a_period_is_closed_stays_open(database: Database) -> None:
-    if database.is_sqlite:
-        pytest.skip("one transaction at a time writes")
+@pytest.mark.servers
+def test_a_charge_that_is_committed_while_a_period_is_closed_stays_open(fresh_database_url: str) -> None:
+    database = Database(fresh_database_url)
+    migrate(database)
     # Given: a charge of the period in a transaction that goes on
     with database.begin() as tx:
         price_seconds(tx)
@@ -148,6 +150,7 @@ def test_a_charge_that_is_committed_while_a_period_is_closed_stays_open(database
         assert invoices.get(tx, 1).total == Decimal(1)
         assert [entry.amount for entry in entries(tx, ENTRY.c.invoice_id.is_(None))] == [Decimal(7)]
         assert list(invoices.check(tx)) == []
+    database.close()
 
 
 def test_lines_are_traced_down_to_their_usage_records(database: Database) -> None:

@@ -8,11 +8,11 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Connection
 
-from billing import ledger, rate_cards, verify
+from billing import closing, ledger, rate_cards, verify
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind, NewEntry
 from billing.verify import Wrong
-from storage import billing_tables
+from storage import billing_tables, tables
 from storage.database import Database
 from tests.factories import NOW, bill, make_operation, make_run, make_usage
 
@@ -102,3 +102,35 @@ def test_a_charge_without_usage_is_found_and_a_top_up_is_none(database: Database
         ledger.append(tx, [NewEntry(EntryKind.TOP_UP, "topup:1", Dimensions(account_id), -1)], now=NOW)
         # Then
         assert found(tx) == [(Wrong.WITHOUT_USAGE, "made up")]
+
+
+def test_a_completed_operation_that_was_never_billed_is_found(database: Database) -> None:
+    # Given
+    with database.begin() as tx:
+        run = make_run(tx)
+        operation = make_operation(tx, run)
+        assert found(tx) == []
+        # When
+        tx.execute(sqlalchemy.update(tables.operation).values(status="completed"))
+        # Then
+        assert found(tx) == [(Wrong.UNBILLED, f"operation:{operation.id}")]
+
+
+def test_an_entry_that_was_moved_between_invoices_is_found(database: Database) -> None:
+    # given two invoices
+    with database.begin() as tx:
+        make_bill(tx)
+        account_id = tx.execute(sqlalchemy.select(USAGE.c.account_id).limit(1)).scalar_one()
+        for hours in (1, 2):
+            later = NOW + timedelta(hours=hours)
+            assert closing.close(tx, account_id, end=later, now=later) is not None
+        assert found(tx) == []
+    with altered(database) as tx:
+        # when a charge of the first one is said to be the second one's
+        tx.execute(
+            sqlalchemy.update(ENTRY).where(ENTRY.c.invoice_id == 1, ENTRY.c.kind == "charge").values(invoice_id=2)
+        )
+        # then both do not add up
+        wrong = found(tx)
+        assert {each for each, _ in wrong} == {Wrong.INVOICE}
+        assert {where.rpartition(":")[0] for _, where in wrong} == {"invoice:1", "invoice:2"}

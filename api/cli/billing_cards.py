@@ -1,0 +1,73 @@
+"""`piecework billing cards`: prices, and from when they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from api.cli.cost import parse_since
+from api.cli.errors import CliError
+from api.cli.opened import opened
+from api.cli.options import data_dir_option, json_option
+from api.cli.output import print_json, print_table
+from billing import rate_cards
+from billing.rate_card_file import RateCardError
+from storage.accounts import get_account
+from storage.errors import RowNotFoundError
+
+
+@click.group()
+def cards() -> None:
+    """Rate cards: added with a date, never changed."""
+
+
+@cards.command("list")
+@json_option
+@data_dir_option
+def list_(as_json: bool, data_dir: Path) -> None:
+    """Show all rate cards, newest first."""
+    with opened(data_dir) as storage, storage.database.read() as tx:
+        found = rate_cards.list_cards(tx)
+    rows = [(card.id, card.account_id or "", card.effective_at.isoformat(), card.card.currency) for card in found]
+    if as_json:
+        print_json({"cards": [dict(zip(("id", "account", "from", "currency"), row, strict=True)) for row in rows]})
+    else:
+        print_table(("card", "account", "from", "currency"), rows, numbers=[0], empty="no card yet")
+
+
+@cards.command()
+@click.argument("card_id", type=click.IntRange(1))
+@data_dir_option
+def show(card_id: int, data_dir: Path) -> None:
+    """Print rate card CARD_ID as it was given."""
+    with opened(data_dir) as storage, storage.database.read() as tx:
+        card = next((each for each in rate_cards.list_cards(tx) if each.id == card_id), None)
+    if card is None:
+        raise RowNotFoundError("rate card", card_id)
+    click.echo(card.content, nl=False)
+
+
+@cards.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--account", "account_name", help="Only for this account, instead of the general prices.")
+@click.option("--from", "since", help="From then on: a day or a moment, UTC; as soon as possible, if none is named.")
+@json_option
+@data_dir_option
+def add(*, file: Path, account_name: str | None, since: str | None, as_json: bool, data_dir: Path) -> None:
+    """Add the rate card in FILE (TOML); what is priced already stays as it is."""
+    content = file.read_text(encoding="utf-8")
+    with opened(data_dir) as storage, storage.database.begin() as tx:
+        now = storage.database.now(tx)
+        account_id = get_account(tx, account_name).id if account_name else None
+        effective_at = parse_since(since, now=now) if since else None
+        try:
+            card = rate_cards.add(
+                tx, content, now=now, effective_at=effective_at, account_id=account_id, name=str(file)
+            )
+        except RateCardError as error:
+            raise CliError(str(error)) from error
+    if as_json:
+        print_json({"id": card.id, "from": card.effective_at.isoformat()})
+    else:
+        click.echo(f"rate card {card.id} holds from {card.effective_at.isoformat()} on")

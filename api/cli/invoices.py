@@ -1,0 +1,137 @@
+"""`piecework invoices`: closed periods of accounts, and what corrects them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from api import invoice_csv, schemas
+from api.cli.billing import parse_amount
+from api.cli.cost import parse_since
+from api.cli.errors import CliError
+from api.cli.opened import opened
+from api.cli.options import data_dir_option, json_option
+from api.cli.output import print_json, print_table
+from billing import closing, credit_notes, invoice_lines, money
+from billing import invoices as stored
+from billing.invoices import Invoice, InvoiceError
+from billing.money import AmountError
+from storage.accounts import get_account, list_accounts
+
+
+@click.group()
+def invoices() -> None:
+    """Close periods, show and correct invoices; months are closed by themselves."""
+
+
+@invoices.command("list")
+@click.option("--account", "account_name", help="Only invoices of this account.")
+@json_option
+@data_dir_option
+def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
+    """Show invoices and credit notes, newest first."""
+    with opened(data_dir) as storage, storage.database.read() as tx:
+        account_id = get_account(tx, account_name).id if account_name else None
+        names = {account.id: account.name for account in list_accounts(tx)}
+        found = stored.list_invoices(tx, account_id=account_id)
+    if as_json:
+        print_json({"invoices": [schemas.invoice(each) for each in found]})
+        return
+    rows = [
+        (each.number, each.kind, names[each.account_id], _day(each.period_start), _day(each.period_end), _total(each))
+        for each in found
+    ]
+    print_table(("number", "kind", "account", "from", "to", "total"), rows, numbers=[0, 5], empty="no invoice yet")
+
+
+@invoices.command()
+@click.argument("number", type=click.IntRange(1))
+@click.option("--csv", "as_csv", is_flag=True, help="Print a row per line as CSV.")
+@click.option("--trace", type=click.IntRange(1), help="Show the usage records and ledger entries behind this line.")
+@json_option
+@data_dir_option
+def show(number: int, as_csv: bool, trace: int | None, as_json: bool, data_dir: Path) -> None:
+    """Show invoice NUMBER, line by line."""
+    with opened(data_dir) as storage, storage.database.read() as tx:
+        invoice = stored.get(tx, number)
+        document = stored.document(tx, invoice)
+        if trace is not None:
+            line = stored.line(tx, invoice, trace)
+            traced = [_traced(row) for row in invoice_lines.trace(tx, invoice.id, line)]
+    if trace is not None:
+        _show_trace(traced, as_json=as_json)
+    elif as_json:
+        print_json(document)
+    elif as_csv:
+        click.echo(invoice_csv.render(document), nl=False)
+    else:
+        rows = [(line["line"], line["description"], line["entries"], line["amount"]) for line in document["lines"]]
+        sums = [("", name, "", document[name]) for name in ("rounding", "total", "owed_after")]
+        headings = ("line", "what", "entries", document["currency"])
+        print_table(headings, [*rows, *sums], numbers=[0, 2, 3], empty="")
+
+
+@invoices.command()
+@click.option("--account", "account_name", required=True, help="Account whose period is closed.")
+@click.option("--until", help="End of the period: a day or a moment, UTC; now, if none is named.")
+@json_option
+@data_dir_option
+def close(account_name: str, until: str | None, as_json: bool, data_dir: Path) -> None:
+    """Close a period of an account now; what has been closed is not closed again."""
+    with opened(data_dir) as storage, storage.database.begin() as tx:
+        now = storage.database.now(tx)
+        end = parse_since(until, now=now) if until else now
+        try:
+            invoice = closing.close(tx, get_account(tx, account_name).id, end=end, now=now)
+        except (InvoiceError, AmountError) as error:
+            raise CliError(str(error)) from error
+    if as_json:
+        print_json({"invoice": invoice and schemas.invoice(invoice)})
+    else:
+        click.echo("nothing is open before that" if invoice is None else f"invoice {invoice.number}: {_total(invoice)}")
+
+
+@invoices.command()
+@click.argument("number", type=click.IntRange(1))
+@click.option("--reason", required=True, help="Why, as the credit note says it.")
+@click.option("--line", type=click.IntRange(1), help="Only charges of this line.")
+@click.option("--amount", help="So much of it; all that is left, if none is named.")
+@json_option
+@data_dir_option
+def credit(*, number: int, reason: str, line: int | None, amount: str | None, as_json: bool, data_dir: Path) -> None:
+    """Take back charges of invoice NUMBER with a credit note."""
+    units = None if amount is None else parse_amount(amount, "--amount")
+    with opened(data_dir) as storage, storage.database.begin() as tx:
+        try:
+            invoice, now = stored.get(tx, number), storage.database.now(tx)
+            note = credit_notes.credit(tx, invoice, reason=reason, line=line, units=units, now=now)
+        except (InvoiceError, AmountError) as error:
+            raise CliError(str(error)) from error
+    if as_json:
+        print_json({"invoice": schemas.invoice(note)})
+    else:
+        click.echo(f"credit note {note.number}: {_total(note)}")
+
+
+def _show_trace(traced: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"entries": traced})
+        return
+    names = ("id", "source", "run_id", "usage_id", "usage_device_ns", "amount")
+    print_table(names, [[row[name] or "" for name in names] for row in traced], numbers=[0, 3, 4, 5], empty="no entry")
+
+
+def _traced(row: Any) -> dict[str, Any]:
+    plain = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+    return {**plain, "amount": money.plain(money.from_units(row["amount"]))}
+
+
+def _day(at: datetime) -> str:
+    return f"{at:%Y-%m-%d}"
+
+
+def _total(invoice: Invoice) -> str:
+    return f"{money.plain(invoice.total)} {invoice.currency}"

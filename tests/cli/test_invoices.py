@@ -1,0 +1,97 @@
+"""Invoices, corrections and rate cards on the command line, without a running service."""
+
+from __future__ import annotations
+
+import csv
+import json
+from decimal import Decimal
+from pathlib import Path
+
+from billing import money
+from billing.dimensions import Dimensions
+from billing.ledger import EntryKind, NewEntry, append
+from storage.migrate import migrate
+from storage.open import open_storage
+from storage.settings import StorageSettings
+from tests.cli.test_admin import run, run_json
+from tests.factories import bill, make_account, make_operation, make_run, make_usage
+
+
+def use(data_dir: Path) -> None:
+    """An account that has been charged for 30 s of the default card, and has paid 1."""
+    storage = open_storage(StorageSettings(data_dir=data_dir))
+    migrate(storage.database)
+    with storage.database.begin() as tx:
+        account = make_account(tx, "ada")
+        now = storage.database.now(tx)
+        ours = make_run(tx, account)
+        operation = make_operation(tx, ours)
+        bill(tx, ours, operation, make_usage(device_ns=30 * 10**9, tokens_trained=10**6), now=now)
+        append(tx, [NewEntry(EntryKind.TOP_UP, "topup:1", Dimensions(account.id), -money.SCALE)], now=now)
+    storage.close()
+
+
+def test_an_invoice_is_closed_shown_and_credited(tmp_path: Path) -> None:
+    # Given
+    use(tmp_path)
+    # When
+    closed = run_json(tmp_path, "invoices", "close", "--account", "ada")["invoice"]
+    again = run_json(tmp_path, "invoices", "close", "--account", "ada")["invoice"]
+    # Then
+    assert (closed["number"], again) == (1, None)
+    shown = run_json(tmp_path, "invoices", "show", "1")
+    assert shown["total"] == closed["total"]
+    charged = Decimal(shown["lines"][0]["amount"])
+    assert charged > 0
+    rows = list(csv.reader(run(tmp_path, "invoices", "show", "1", "--csv").stdout.splitlines()))
+    assert {len(row) for row in rows} == {len(rows[0])}
+    amounts = [Decimal(row[-2]) for row in rows[1:]]
+    assert sum(amounts[:-1]) == amounts[-1] == Decimal(closed["total"])
+    # And: a line leads to its usage record
+    (entry,) = run_json(tmp_path, "invoices", "show", "1", "--trace", "1")["entries"]
+    assert (entry["usage_device_ns"], Decimal(entry["amount"])) == (30 * 10**9, charged)
+    # When
+    note = run_json(tmp_path, "invoices", "credit", "1", "--reason", "outage")["invoice"]
+    # Then
+    assert (note["number"], note["kind"]) == (2, "credit_note")
+    assert [each["number"] for each in run_json(tmp_path, "invoices", "list")["invoices"]] == [2, 1]
+    refused = run(tmp_path, "invoices", "credit", "1", "--reason", "again")
+    assert refused.exit_code == 1
+    assert "is left to be credited" in refused.output
+    assert "ada" in run(tmp_path, "invoices", "list").output
+    assert "Payment" in run(tmp_path, "invoices", "show", "1").output
+
+
+def test_a_ledger_entry_is_adjusted_once(tmp_path: Path) -> None:
+    # Given
+    use(tmp_path)
+    arguments = ("billing", "adjust", "1", "--amount", "-0.0001", "--reason", "slow", "--reference", "a")
+    # When
+    news = [run_json(tmp_path, *arguments)["new"] for _ in range(2)]
+    # Then
+    assert news == [True, False]
+    assert "would outweigh" in run(tmp_path, "billing", "adjust", "1", "--amount=-9", "--reason", "x").output
+
+
+def test_a_balance_is_told_as_it_was(tmp_path: Path) -> None:
+    use(tmp_path)
+    balance = ("billing", "balance", "--account", "ada")
+    assert run_json(tmp_path, *balance, "--at", "2020-01-01")["balance"] == "0"
+    assert run_json(tmp_path, *balance)["balance"] != "0"
+
+
+def test_rate_cards_are_added_listed_and_shown(tmp_path: Path) -> None:
+    # Given
+    use(tmp_path)
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text('[device_seconds]\n"*" = "2"\n')
+    bad.write_text('[device_seconds]\n"*" = "cheap"\n')
+    # When
+    card = run_json(tmp_path, "billing", "cards", "add", str(good), "--account", "ada")["id"]
+    # Then
+    assert run(tmp_path, "billing", "cards", "show", str(card)).output == good.read_text()
+    assert [each["id"] for each in run_json(tmp_path, "billing", "cards", "list")["cards"]] == [card, 1]
+    refused = run(tmp_path, "billing", "cards", "add", str(bad))
+    assert refused.exit_code == 1
+    assert "line 2" in refused.output
+    assert json.loads(run(tmp_path, "billing", "cards", "list", "--json").output)["cards"][0]["account"]
