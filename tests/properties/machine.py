@@ -16,6 +16,7 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import Connection, select
 
+from billing.usage import Usage
 from jobs import sweeper as jobs_sweeper
 from jobs.operations import Failure, OptimStepOutcome, Outcome
 from storage import billing_tables, claims, deaths, journal, keys, leases, payloads, runs, snapshots, sweeper, tables
@@ -250,7 +251,12 @@ class JournalMachine(RuleBasedStateMachine):
         if fails and operation.seq % 2:
             return Done(operation, Failure("it cannot be computed"))
         metrics = {f"metric-{number}": float(number) for number in range(60 if large else 1)}
-        return Done(operation, OptimStepOutcome(metrics), make_usage())
+        return Done(operation, OptimStepOutcome(metrics), self._usage(operation))
+
+    def _usage(self, operation: Operation) -> Usage:
+        """What executing it has used."""
+        del operation
+        return make_usage()
 
     @precondition(lambda self: any(held.computed for held in self.held))
     @rule(pick=PICKS, answers=ANSWERS, thief=st.none() | WORKERS)
@@ -345,7 +351,7 @@ class JournalMachine(RuleBasedStateMachine):
         before = self._operation(operation.id)
         stands = (before.status, before.worker_id, before.attempts) == ("running", worker, operation.attempts)
         outcome: Outcome = self._done(operation, large=large, fails=fails).outcome or Failure("none")
-        commit = SampleCommit(operation, self.sampling, outcome, make_usage())
+        commit = SampleCommit(operation, self.sampling, outcome, self._usage(operation))
         self._committer(worker, answers, lambda: None).commit_samples([commit])
         after = self._operation(operation.id)
         if stands:

@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from storage import retry
+from tests.properties.bill_machine import BillMachine
 from tests.properties.conftest import Fresh
 from tests.properties.machine import JournalMachine
 
 EXAMPLES = int(os.environ.get("PIECEWORK_TESTS_EXAMPLES", "0"))
 """Histories to try, other ones each time; 0 tries a few, always the same."""
-FEW = {"sqlite": 20, "postgres": 8}
+FEW = {"sqlite": 30, "postgres": 10}
 STEPS = 40
 
 
@@ -30,8 +31,17 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.timeout(3600)
 def test_no_history_loses_doubles_or_mixes_anything(fresh_storage: Fresh, kind: str) -> None:
+    _run(JournalMachine, fresh_storage, kind)
+
+
+@pytest.mark.timeout(3600)
+def test_no_history_moves_the_bill_by_a_unit_of_the_last_digit(fresh_storage: Fresh, kind: str) -> None:
+    _run(BillMachine, fresh_storage, kind)
+
+
+def _run(machine: type[JournalMachine], fresh_storage: Fresh, kind: str) -> None:
     run_state_machine_as_test(
-        lambda: JournalMachine(fresh_storage()),
+        lambda: machine(fresh_storage()),
         settings=settings(
             max_examples=EXAMPLES or FEW[kind],
             stateful_step_count=STEPS,
