@@ -590,9 +590,11 @@ def test_an_operation_has_one_usage_record(database: Database) -> None:
         run = make_run(tx)
         operation = make_operation(tx, run)
         bill(tx, run, operation, make_usage())
+        record = dict(tx.execute(sqlalchemy.select(billing_tables.usage_record)).one()._mapping)
     # When
+    del record["id"]
     with pytest.raises(sqlalchemy.exc.IntegrityError), database.begin() as tx:
-        bill(tx, run, operation, make_usage(device_ns=5))
+        tx.execute(sqlalchemy.insert(billing_tables.usage_record).values(**record))
     # Then
     with database.read() as tx:
         (total,) = usage_totals.totals(tx)

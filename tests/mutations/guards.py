@@ -9,6 +9,7 @@ from __future__ import annotations
 from tests.mutations.guard import Change, Guard
 
 _FIRST_TABLES = "storage/migrations/versions/0001_first_tables.py"
+_BILL_TABLES = "storage/migrations/versions/0004_the_bill.py"
 _LEASES = "tests/contracts/test_leases.py"
 _JOURNAL = "tests/contracts/test_journal.py"
 _OBJECTS = "tests/contracts/test_objects_of_rows.py"
@@ -16,6 +17,7 @@ _COMMIT = "tests/worker/test_commit.py"
 _DEATHS = "tests/contracts/test_deaths.py"
 _LOOP = "tests/worker/test_loop.py"
 _SWEEPER = "tests/jobs/test_sweeper.py"
+_BILL = "tests/properties/test_journal_machine.py::test_no_history_moves_the_bill_by_a_unit_of_the_last_digit"
 
 ACCEPTING = (
     Guard(
@@ -202,6 +204,8 @@ BILLING = (
                 'sa.UniqueConstraint("operation_id", name=op.f("uq_usage_record_operation_id")),',
                 "",
             ),
+            Change(_BILL_TABLES, 'sa.UniqueConstraint("operation_id", name=op.f("uq_ledger_entry_operation_id")),', ""),
+            Change(_BILL_TABLES, 'sa.UniqueConstraint("source", name=op.f("uq_ledger_entry_source")),', ""),
             Change("worker/commit.py", "if leases.committed_seq(tx, commit.lease) >= commit.state_seq:", "if False:"),
             Change(
                 "storage/journal.py",
@@ -222,6 +226,58 @@ BILLING = (
         "a sample that was committed and billed would be counted as discarded",
         (Change("worker/commit.py", "if decided and", "if False and"),),
         (f"{_COMMIT}::test_a_samples_commit_of_unknown_outcome_bills_once",),
+    ),
+    Guard(
+        "the remainder of a step's time",
+        "nanoseconds of a step would be nobody's",
+        (Change("billing/metering.py", "[:left]:", "[:0]:"),),
+        ("tests/billing/test_metering.py::test_shares_are_whole_and_add_up_exactly",),
+    ),
+    Guard(
+        "the charge of every operation",
+        "an operation of a turn would be free",
+        (
+            Change(
+                "billing/charging.py",
+                "[entry_for(row, cards[row.account_id]) for row in self._rows]",
+                "[entry_for(row, cards[row.account_id]) for row in self._rows[1:]]",
+            ),
+        ),
+        (_BILL,),
+    ),
+    Guard(
+        "the fence before the bill",
+        "what a worker has computed in vain, or again, would be billed",
+        (
+            Change(
+                "worker/commit.py",
+                "        if leases.committed_seq(tx, commit.lease) >= commit.state_seq:",
+                "        whom = {'session_id': commit.run.session_id, 'run_id': commit.run.id}\n"
+                "        for done in commit.done:\n"
+                "            bill.add(done.usage, done.operation, **whom)\n"
+                "        if leases.committed_seq(tx, commit.lease) >= commit.state_seq:",
+            ),
+            Change("worker/commit.py", "            elif done.usage is not None:\n", "            elif False:\n"),
+        ),
+        (f"{_COMMIT}::test_a_run_whose_lease_was_lost_is_left_out_whole_and_the_others_are_committed",),
+    ),
+    Guard(
+        "amounts that are integers",
+        "large amounts would lose their last digits",
+        (
+            Change(
+                "billing/money.py",
+                "units = int(round_charge(amount).scaleb(SCALE_DIGITS, context=_EXACT))",
+                "units = float(round_charge(amount).scaleb(SCALE_DIGITS, context=_EXACT))",
+            ),
+        ),
+        ("tests/billing/test_money.py::test_a_rounded_amount_is_stored_without_loss",),
+    ),
+    Guard(
+        "the entry of a rounding",
+        "what rounding to cents gives or takes would be in no sum",
+        (Change("billing/issuing.py", "ledger.append(tx, [_rounding(", "(lambda *_, **__: None)(tx, [_rounding("),),
+        (_BILL,),
     ),
 )
 
