@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import Connection, func, insert, select
 
 from storage import billing_tables, tables
+from storage.database import Database
 
 log = structlog.get_logger()
 
@@ -24,6 +25,9 @@ DRIFT_MAX_PPM = 1000
 
 BUSY_MIN_NS = 10**9
 """Workers that were busy for less are judged together: two clocks around a few short steps differ more."""
+
+EVERY = timedelta(minutes=50)
+"""Sooner than this it is not recorded again, however often it is asked for."""
 
 _SHORT = "workers busy for less than a second"
 
@@ -109,3 +113,12 @@ def record(tx: Connection, found: Reconciliation, *, now: datetime) -> None:
     )
     if found.alarm and found.worst is not None:
         log.error("device_time_drifts", worker=found.worst.worker_id, ns=found.worst.drift_ns, ppm=found.drift_ppm)
+
+
+def record_due(database: Database) -> None:
+    """Reconcile and keep what is found, unless that was done within the hour."""
+    newest = select(billing_tables.reconciliation.c.created_at).order_by(billing_tables.reconciliation.c.id.desc())
+    with database.begin() as tx:
+        now, before = database.now(tx), tx.execute(newest.limit(1)).scalar_one_or_none()
+        if before is None or now - before >= EVERY:
+            record(tx, reconcile(tx), now=now)

@@ -13,7 +13,7 @@ import structlog
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from billing import closing, rollups
+from billing import closing, reconciliation, rollups
 from jobs.settings import JobsSettings
 from storage.open import Storage
 
@@ -56,8 +56,14 @@ def _close_months(storage: Storage, _settings: JobsSettings) -> bool:
     return closing.close_due(storage.database, pass_s=PASS_S)
 
 
+def _reconcile(storage: Storage, _settings: JobsSettings) -> bool:
+    reconciliation.record_due(storage.database)
+    return True
+
+
 JOBS: Mapping[str, BillingJob] = {
     "roll_up": BillingJob(IntervalTrigger(seconds=60, timezone="UTC"), _roll_up),
     "close_months": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _close_months),
+    "reconcile": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _reconcile),
 }
 """By name, as messages carry it."""

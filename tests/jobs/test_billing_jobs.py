@@ -1,0 +1,66 @@
+"""Jobs of the bill do what there is to do, and nothing twice."""
+
+from datetime import datetime
+
+import pytest
+from sqlalchemy import func, select
+
+from billing import closing, invoices, ledger, reconciliation
+from jobs import billing_jobs
+from jobs.settings import JobsSettings
+from storage import billing_tables
+from storage.clock import FrozenClock
+from storage.open import Storage
+from tests.factories import bill, make_operation, make_run
+
+
+@pytest.fixture
+def charged(storage: Storage) -> Storage:
+    """With an operation that was charged now."""
+    with storage.database.begin() as tx:
+        run = make_run(tx)
+        bill(tx, run, make_operation(tx, run), now=storage.database.now(tx))
+    return storage
+
+
+def test_a_month_is_closed_once_when_it_is_over(charged: Storage, clock: FrozenClock) -> None:
+    # When
+    billing_jobs.run("close_months", charged, JobsSettings())
+    before = _num(charged, billing_tables.invoice)
+    end = closing.month_end(_now(charged))
+    clock.advance((end - _now(charged) + closing.GRACE).total_seconds())
+    done = [billing_jobs.run("close_months", charged, JobsSettings()) for _ in range(3)]
+    # Then
+    assert (before, done) == (0, [True] * 3)
+    with charged.database.read() as tx:
+        (invoice,) = invoices.list_invoices(tx)
+        assert (invoice.period_end, ledger.total_units(tx)) == (end, invoice.units)
+
+
+def test_usage_is_rolled_up(charged: Storage) -> None:
+    assert billing_jobs.run("roll_up", charged, JobsSettings())
+    assert _num(charged, billing_tables.usage_rollup) == 1
+
+
+def test_what_is_reconciled_is_recorded_once_an_hour(charged: Storage, clock: FrozenClock) -> None:
+    nums = []
+    for _ in range(3):
+        for _ in range(2):
+            billing_jobs.run("reconcile", charged, JobsSettings())
+        nums.append(_num(charged, billing_tables.reconciliation))
+        clock.advance(reconciliation.EVERY.total_seconds())
+    assert nums == [1, 2, 3]
+
+
+def test_a_job_of_another_version_is_done(storage: Storage) -> None:
+    assert billing_jobs.run("fly", storage, JobsSettings())
+
+
+def _num(storage: Storage, table: object) -> int:
+    with storage.database.read() as tx:
+        return int(tx.execute(select(func.count()).select_from(table)).scalar_one())  # type: ignore[arg-type]
+
+
+def _now(storage: Storage) -> datetime:
+    with storage.database.read() as tx:
+        return storage.database.now(tx)
