@@ -19,6 +19,7 @@ from api.routes import (
     invoices,
     models,
     operations,
+    quotes,
     sampling,
     service,
     sessions,
@@ -42,6 +43,7 @@ ROUTERS = (
     billing,
     billing_usage,
     invoices,
+    quotes,
     files,
 )
 

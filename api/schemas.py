@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from billing import quotes
 from billing.invoices import Invoice
-from billing.money import plain
+from billing.money import from_units, plain
 from billing.rating import device_seconds
 from billing.usage import Usage
 from storage.checkpoints import Checkpoint
@@ -129,3 +130,33 @@ def invoice(row: Invoice) -> dict[str, Any]:
         "total": plain(row.total),
         "issued_at": row.created_at.isoformat(),
     }
+
+
+def quote(row: quotes.Quote, currency: str) -> dict[str, Any]:
+    """A quote; `device` is None where no device time was measured yet."""
+    return {
+        "id": row.id,
+        "base_model": row.base_model,
+        "device": row.device or None,
+        "tokens": row.tokens,
+        "device_seconds": str(device_seconds(row.device_ns)) if row.device else None,
+        "amount": plain(row.amount),
+        "currency": currency,
+        "tag": f"batch:{row.id}",
+        "created_at": row.created_at.isoformat(),
+    }
+
+
+def past_quote(row: quotes.Past, currency: str) -> dict[str, Any]:
+    """A quote and what became of it; `error` is a fraction of what was quoted per token."""
+    became = {
+        "tokens": row.tokens,
+        "device_seconds": str(device_seconds(row.device_ns)),
+        "amount": plain(from_units(row.units)),
+    }
+    return quote(row.quote, currency) | {"became": became, "error": row.error}
+
+
+def quote_errors(found: quotes.Errors | None) -> dict[str, Any] | None:
+    """How far off past quotes were, as fractions of what was quoted per token."""
+    return None if found is None else {"quotes": found.number, "median_error": found.median, "worst_error": found.worst}

@@ -21,6 +21,7 @@ COMMANDS = {
     "ops": ("api.cli.runs:ops", "Show the operations of a training run."),
     "status": ("api.cli.status:status", "Show processes, queue and base models."),
     "cost": ("api.cli.cost:cost", "Show usage and what it costs."),
+    "quote": ("api.cli.quote:quote", "Say what training would use and cost, before it is run."),
     "billing": ("api.cli.billing:billing", "Book top-ups and credits, show balances, check charges."),
     "invoices": ("api.cli.invoices:invoices", "Close periods, show and correct invoices."),
     "budgets": ("api.cli.budgets:budgets", "Add, change, list and remove caps."),
