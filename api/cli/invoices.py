@@ -8,17 +8,19 @@ from typing import Any
 
 import click
 
-from api import invoice_csv, schemas
+from api import invoice_csv, invoice_pdf, schemas
 from api.cli.billing import parse_amount
 from api.cli.cost import parse_since
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
 from api.cli.output import print_json, print_table
+from api.invoice_pdf import FontError
 from billing import closing, credit_notes, invoice_lines, money
 from billing import invoices as stored
 from billing.invoices import Invoice, InvoiceError
 from billing.money import AmountError
+from billing.settings import BillingSettings
 from storage.accounts import get_account, list_accounts
 
 
@@ -50,10 +52,11 @@ def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
 @invoices.command()
 @click.argument("number", type=click.IntRange(1))
 @click.option("--csv", "as_csv", is_flag=True, help="Print a row per line as CSV.")
+@click.option("--pdf", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file as PDF.")
 @click.option("--trace", type=click.IntRange(1), help="Show the usage records and ledger entries behind this line.")
 @json_option
 @data_dir_option
-def show(number: int, as_csv: bool, trace: int | None, as_json: bool, data_dir: Path) -> None:
+def show(*, number: int, as_csv: bool, pdf: Path | None, trace: int | None, as_json: bool, data_dir: Path) -> None:
     """Show invoice NUMBER, line by line."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         invoice = stored.get(tx, number)
@@ -65,6 +68,12 @@ def show(number: int, as_csv: bool, trace: int | None, as_json: bool, data_dir: 
         _show_trace(traced, as_json=as_json)
     elif as_json:
         print_json(document)
+    elif pdf is not None:
+        try:
+            pdf.write_bytes(invoice_pdf.render(document, font=BillingSettings().invoice_font))
+        except FontError as error:
+            raise CliError(str(error)) from error
+        click.echo(f"written to {pdf}")
     elif as_csv:
         click.echo(invoice_csv.render(document), nl=False)
     else:

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Response
 
-from api import invoice_csv, schemas
+from api import invoice_csv, invoice_pdf, schemas
 from api.dependencies import CurrentKey, Joined
 from billing import invoices
+from billing.settings import BillingSettings
 
 router = APIRouter(prefix="/api/v1/invoices")
 
@@ -32,12 +33,15 @@ def get_invoice(
     key: CurrentKey,
     number: Annotated[int, Path(ge=1, le=2**62)],
     accept: Annotated[str, Header()] = "application/json",
-    wanted: Annotated[Literal["json", "csv"] | None, Query(alias="format")] = None,
+    wanted: Annotated[Literal["json", "csv", "pdf"] | None, Query(alias="format")] = None,
 ) -> Response:
-    """One of them, as it was issued: JSON, or CSV where that is asked for."""
+    """One of them, as it was issued: JSON, or CSV or PDF where that is asked for."""
     with services.database.read() as tx:
         invoice = invoices.get(tx, number, account_id=key.account_id)
         text, document = invoices.text(tx, invoice), invoices.document(tx, invoice)
     if wanted == "csv" or (wanted is None and "text/csv" in accept):
         return Response(invoice_csv.render(document), media_type="text/csv")
+    if wanted == "pdf" or (wanted is None and "application/pdf" in accept):
+        content = invoice_pdf.render(document, font=BillingSettings().invoice_font)
+        return Response(content, media_type="application/pdf")
     return Response(text, media_type="application/json")

@@ -59,3 +59,10 @@ def test_another_accounts_invoice_is_not_there(make_account: Callable[[str], Acc
     number = issue(storage, one, 1).number
     assert two.get("invoices").json() == {"invoices": []}
     assert two.get(f"invoices/{number}").status_code == 404
+
+
+def test_an_invoice_is_a_pdf_where_that_is_asked_for(alice: Account, storage: Storage) -> None:
+    number = issue(storage, alice, 1).number
+    answer = alice.get(f"invoices/{number}", params={"format": "pdf"})
+    assert answer.headers["content-type"] == "application/pdf"
+    assert answer.content.startswith(b"%PDF-")

@@ -60,6 +60,8 @@ def test_an_invoice_is_closed_shown_and_credited(tmp_path: Path) -> None:
     assert "is left to be credited" in refused.output
     assert "ada" in run(tmp_path, "invoices", "list").output
     assert "Payment" in run(tmp_path, "invoices", "show", "1").output
+    assert run(tmp_path, "invoices", "show", "1", "--pdf", str(tmp_path / "1.pdf")).exit_code == 0
+    assert (tmp_path / "1.pdf").read_bytes().startswith(b"%PDF-")
 
 
 def test_a_ledger_entry_is_adjusted_once(tmp_path: Path) -> None:
