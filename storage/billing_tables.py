@@ -98,18 +98,23 @@ usage_rollup = Table(
     Index("ix_usage_rollup_run", "run_id"),
 )
 
-# From when to when a checkpoint's bytes were kept.
+_NOT_METERED = text("NOT metered")
+
+# From when to when a checkpoint's bytes are kept; `metered` once all its hours were.
 storage_span = Table(
     "storage_span",
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True),
-    Column("checkpoint_id", BigInteger, nullable=False, unique=True),
+    Column("checkpoint_id", BigInteger, unique=True),  # null once its row is gone: SQLite gives numbers again
     Column("account_id", String(64), nullable=False),
     Column("run_id", String(128), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("since", Timestamp, nullable=False),
     Column("until", Timestamp),
-    Index("ix_storage_span_until", "until"),
+    Column("metered", Boolean, nullable=False, server_default=text("false")),
+    Index("ix_storage_span_run", "run_id", "until"),
+    Index("ix_storage_span_open_run", "run_id", sqlite_where=_NOT_METERED, postgresql_where=_NOT_METERED),
+    Index("ix_storage_span_open_until", "until", sqlite_where=_NOT_METERED, postgresql_where=_NOT_METERED),
 )
 
 # What an account's run kept in an hour: `kind` is `checkpoint` or `state`.
@@ -129,6 +134,7 @@ storage_usage = Table(
     Column("byte_seconds", BigInteger, nullable=False),
     UniqueConstraint("hour", "run_id", "kind"),
     Index("ix_storage_usage_account_hour", "account_id", "hour"),
+    Index("ix_storage_usage_run", "run_id"),
 )
 
 # Hours whose storage has been metered.

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, insert, or_, select, update
 
-from storage import tables, uploads
+from storage import storage_spans, tables, uploads
 from storage.errors import RowNotFoundError
 from storage.ids import CheckpointPath
 
@@ -68,7 +68,7 @@ def publish(
     expires_at: datetime | None,
     overwrite: bool,
 ) -> None:
-    """Give stored weights a name; their uploads become references.
+    """Give stored weights a name; their uploads become references, and their span begins.
 
     Raises:
         CheckpointExistsError: the name is taken and `overwrite` is not set.
@@ -78,13 +78,14 @@ def publish(
     before = find(tx, path, now=now)
     if before is not None and not overwrite:
         raise CheckpointExistsError(f"{path} exists already; save under another name or with overwrite=True")
-    _remove_row(tx, _at(path))
+    _remove_row(tx, now, _at(path))
     stored: dict[str, Mapping[str, Any]] = {object_key: {"size": size_bytes}}
     stored |= {file["key"]: file for file in files.values()}
     for key, file in stored.items():
         uploads.reference(tx, key, size_bytes=file["size"], sha256=file.get("sha256"))
-    tx.execute(
-        insert(_table).values(
+    added = tx.execute(
+        insert(_table)
+        .values(
             account_id=account_id,
             run_id=path.run,
             kind=path.kind,
@@ -98,6 +99,16 @@ def publish(
             created_at=now,
             expires_at=expires_at,
         )
+        .returning(_table.c.id)
+    )
+    storage_spans.begin(
+        tx,
+        added.scalar_one(),
+        account_id=account_id,
+        run_id=path.run,
+        size_bytes=size_bytes,
+        now=now,
+        until=expires_at,
     )
 
 
@@ -156,7 +167,8 @@ def set_expiry(
     Raises:
         RowNotFoundError: the account has no such checkpoint.
     """
-    _change(tx, account_id, path, now, expires_at=expires_at)
+    checkpoint = _change(tx, account_id, path, now, expires_at=expires_at)
+    storage_spans.move_end(tx, checkpoint.id, until=expires_at, now=now)
 
 
 def remove(tx: Connection, account_id: str, path: CheckpointPath, *, now: datetime) -> None:
@@ -168,27 +180,30 @@ def remove(tx: Connection, account_id: str, path: CheckpointPath, *, now: dateti
     checkpoint = find(tx, path, now=now)
     if checkpoint is None or checkpoint.account_id != account_id:
         raise RowNotFoundError("checkpoint", str(path))
-    _remove_row(tx, _at(path))
+    _remove_row(tx, now, _at(path))
 
 
 def remove_expired(tx: Connection, *, now: datetime, limit: int) -> int:
     """Delete checkpoints whose time has come; returns how many."""
     ids = tx.execute(select(_table.c.id).where(_table.c.expires_at <= now).limit(limit)).scalars().all()
-    return sum(_remove_row(tx, _table.c.id == id_, _table.c.expires_at <= now) for id_ in ids)
+    return sum(_remove_row(tx, now, _table.c.id == id_, _table.c.expires_at <= now) for id_ in ids)
 
 
-def _change(tx: Connection, account_id: str, path: CheckpointPath, now: datetime, **values: object) -> None:
+def _change(tx: Connection, account_id: str, path: CheckpointPath, now: datetime, **values: object) -> Checkpoint:
     checkpoint = find(tx, path, now=now)
     if checkpoint is None or checkpoint.account_id != account_id:
         raise RowNotFoundError("checkpoint", str(path))
     tx.execute(update(_table).where(_at(path)).values(**values))
+    return checkpoint
 
 
-def _remove_row(tx: Connection, *which: ColumnElement[bool]) -> bool:
+def _remove_row(tx: Connection, now: datetime, *which: ColumnElement[bool]) -> bool:
     """Remove the one checkpoint there is of this description; whether it was there still."""
-    row = tx.execute(delete(_table).where(*which).returning(_table.c.object_key, _table.c.files)).one_or_none()
+    gone = delete(_table).where(*which).returning(_table.c.id, _table.c.object_key, _table.c.files)
+    row = tx.execute(gone).one_or_none()
     if row is None:
         return False
+    storage_spans.end(tx, row.id, at=now)
     release_unneeded(tx, [row.object_key, *(file["key"] for file in row.files.values())])
     return True
 

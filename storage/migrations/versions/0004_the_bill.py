@@ -64,16 +64,26 @@ def upgrade() -> None:
     op.create_table(
         "storage_span",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("checkpoint_id", sa.BigInteger(), nullable=False),
+        sa.Column("checkpoint_id", sa.BigInteger(), nullable=True),
         sa.Column("account_id", sa.String(length=64), nullable=False),
         sa.Column("run_id", sa.String(length=128), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("since", sa.BigInteger(), nullable=False),
         sa.Column("until", sa.BigInteger(), nullable=True),
+        sa.Column("metered", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_storage_span")),
         sa.UniqueConstraint("checkpoint_id", name=op.f("uq_storage_span_checkpoint_id")),
     )
-    op.create_index("ix_storage_span_until", "storage_span", ["until"], unique=False)
+    op.create_index("ix_storage_span_run", "storage_span", ["run_id", "until"], unique=False)
+    for column in ("run_id", "until"):
+        op.create_index(
+            f"ix_storage_span_open_{column.removesuffix('_id')}",
+            "storage_span",
+            [column],
+            unique=False,
+            sqlite_where=sa.text("NOT metered"),
+            postgresql_where=sa.text("NOT metered"),
+        )
     op.create_table(
         "storage_usage",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -91,6 +101,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("hour", "run_id", "kind", name=op.f("uq_storage_usage_hour_run_id_kind")),
     )
     op.create_index("ix_storage_usage_account_hour", "storage_usage", ["account_id", "hour"], unique=False)
+    op.create_index("ix_storage_usage_run", "storage_usage", ["run_id"], unique=False)
     op.create_table(
         "usage_rollup",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -339,8 +350,8 @@ def upgrade() -> None:
     op.add_column("worker", sa.Column("under_way_ns", sa.BigInteger(), server_default="0", nullable=False))
     op.add_column("worker", sa.Column("rolled_up_ns", sa.BigInteger(), server_default="0", nullable=False))
     op.execute(
-        "INSERT INTO storage_span (checkpoint_id, account_id, run_id, size_bytes, since) "
-        "SELECT id, account_id, run_id, size_bytes, created_at FROM checkpoint"
+        "INSERT INTO storage_span (checkpoint_id, account_id, run_id, size_bytes, since, until) "
+        "SELECT id, account_id, run_id, size_bytes, created_at, expires_at FROM checkpoint"
     )
     sqlite = op.get_bind().dialect.name == "sqlite"
     for table, changed in GUARDS.items():
