@@ -13,7 +13,7 @@ import structlog
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from billing import closing, reconciliation, rollups
+from billing import closing, reconciliation, rollups, storage_metering
 from jobs.settings import JobsSettings
 from storage.open import Storage
 
@@ -61,9 +61,14 @@ def _reconcile(storage: Storage, _settings: JobsSettings) -> bool:
     return True
 
 
+def _meter_storage(storage: Storage, _settings: JobsSettings) -> bool:
+    return storage_metering.meter(storage.database, pass_s=PASS_S)
+
+
 JOBS: Mapping[str, BillingJob] = {
     "roll_up": BillingJob(IntervalTrigger(seconds=60, timezone="UTC"), _roll_up),
     "close_months": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _close_months),
+    "meter_storage": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _meter_storage),
     "reconcile": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _reconcile),
 }
 """By name, as messages carry it."""

@@ -22,6 +22,7 @@ from sqlalchemy import (
 from storage.tables import BigId, Json, Timestamp, metadata
 
 NOT_ROLLED_UP = text("NOT rolled_up")
+NOT_METERED = text("NOT metered")
 
 usage_record = Table(
     "usage_record",
@@ -98,8 +99,6 @@ usage_rollup = Table(
     Index("ix_usage_rollup_run", "run_id"),
 )
 
-_NOT_METERED = text("NOT metered")
-
 # From when to when a checkpoint's bytes are kept; `metered` once all its hours were.
 storage_span = Table(
     "storage_span",
@@ -113,8 +112,8 @@ storage_span = Table(
     Column("until", Timestamp),
     Column("metered", Boolean, nullable=False, server_default=text("false")),
     Index("ix_storage_span_run", "run_id", "until"),
-    Index("ix_storage_span_open_run", "run_id", sqlite_where=_NOT_METERED, postgresql_where=_NOT_METERED),
-    Index("ix_storage_span_open_until", "until", sqlite_where=_NOT_METERED, postgresql_where=_NOT_METERED),
+    Index("ix_storage_span_open_run", "run_id", sqlite_where=NOT_METERED, postgresql_where=NOT_METERED),
+    Index("ix_storage_span_open_until", "until", sqlite_where=NOT_METERED, postgresql_where=NOT_METERED),
 )
 
 # What an account's run kept in an hour: `kind` is `checkpoint` or `state`.

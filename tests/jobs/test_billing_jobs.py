@@ -11,7 +11,7 @@ from jobs.settings import JobsSettings
 from storage import billing_tables
 from storage.clock import FrozenClock
 from storage.open import Storage
-from tests.factories import bill, make_operation, make_run
+from tests.factories import bill, make_checkpoint, make_operation, make_run
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def test_what_is_reconciled_is_recorded_once_an_hour(charged: Storage, clock: Fr
         nums.append(_num(charged, billing_tables.reconciliation))
         clock.advance(reconciliation.EVERY.total_seconds())
     assert nums == [1, 2, 3]
+
+
+def test_storage_is_metered_by_the_hour(storage: Storage, clock: FrozenClock) -> None:
+    with storage.database.begin() as tx:
+        make_checkpoint(tx, make_run(tx), now=storage.database.now(tx))
+    nums = []
+    for _ in range(3):
+        assert billing_jobs.run("meter_storage", storage, JobsSettings())
+        nums.append(_num(storage, billing_tables.storage_usage))
+        clock.advance(3600)
+    assert nums == [0, 0, 1]
 
 
 def test_a_job_of_another_version_is_done(storage: Storage) -> None:
