@@ -17,7 +17,7 @@ from storage import tables
 
 @dataclass(frozen=True)
 class CostRow:
-    """Usage of one account, run and kind of operation, and what it costs."""
+    """Usage of one account, run and kind of operation or storage, and what it costs."""
 
     account: str
     usage: UsageTotal
@@ -46,6 +46,11 @@ class CostReport:
         return sum(row.usage.device_ns for row in self.rows)
 
     @property
+    def byte_seconds(self) -> int:
+        """What was kept, for how long."""
+        return sum(row.usage.byte_seconds for row in self.rows)
+
+    @property
     def cost(self) -> Decimal:
         """The sum of the rows' costs."""
         return sum((row.cost for row in self.rows), Decimal(0))
@@ -58,6 +63,7 @@ class CostReport:
             "total": {
                 "operations": self.operations,
                 "device_seconds": plain(rating.device_seconds(self.device_ns)),
+                "byte_seconds": self.byte_seconds,
                 "cost": plain(self.cost),
             },
         }
@@ -90,5 +96,6 @@ def _row_json(row: CostRow) -> dict[str, Any]:
         "tokens_prefilled": total.tokens_prefilled,
         "tokens_cached": total.tokens_cached,
         "tokens_sampled": total.tokens_sampled,
+        "byte_seconds": total.byte_seconds,
         "cost": plain(row.cost),
     }

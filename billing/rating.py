@@ -10,7 +10,8 @@ from billing.rate_card_file import RateCard
 
 NS_PER_SECOND = Decimal(10**9)
 MILLION = Decimal(10**6)
-BYTE_SECONDS_PER_GB_MONTH = Decimal(10**9 * 720 * 3600)
+BYTE_SECONDS_PER_GB_HOUR = Decimal(10**9 * 3600)
+BYTE_SECONDS_PER_GB_MONTH = BYTE_SECONDS_PER_GB_HOUR * 720
 _EXACT = Context(prec=60)  # products of prices and counts stay exact; only the charge is rounded
 
 
@@ -54,6 +55,11 @@ def storage_charge(storage_kind: str, byte_seconds: int, card: RateCard) -> Deci
 def gigabyte_months(byte_seconds: int) -> Decimal:
     """Byte-seconds as months of 10⁹ bytes, to 60 digits."""
     return _EXACT.divide(Decimal(byte_seconds), BYTE_SECONDS_PER_GB_MONTH)
+
+
+def gigabyte_hours(byte_seconds: int) -> Decimal:
+    """Byte-seconds as hours of 10⁹ bytes, to 60 digits."""
+    return _EXACT.divide(Decimal(byte_seconds), BYTE_SECONDS_PER_GB_HOUR)
 
 
 def device_seconds(device_ns: int) -> Decimal:

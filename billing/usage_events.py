@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from billing import metering, rate_cards, usage_totals
 from billing.money import SCALE_DIGITS, from_units
 from billing.rate_card_file import RateCard
-from billing.usage_totals import Scope, UsageTotal
+from billing.usage_totals import STORAGE_KINDS, Scope, UsageTotal
 
 BY = ("hour", "session_id", "base_model", "kind")
 
@@ -31,6 +31,8 @@ class EventKind(StrEnum):
     CACHED_PREFILL = "sampling_prefill_cached"
     SAMPLED = "sampling_sample"
     CHECKPOINT = "checkpoint"
+    STORAGE = "checkpoint_storage"
+    STATE = "state_storage"
 
 
 TOKENS: Mapping[EventKind, str] = {
@@ -39,6 +41,8 @@ TOKENS: Mapping[EventKind, str] = {
     EventKind.CACHED_PREFILL: "cached",
     EventKind.SAMPLED: "sampled",
 }
+STORED: Mapping[str, str] = {name: kind for kind, name in STORAGE_KINDS.items()}
+"""Kinds of event that are storage, and what their bytes are in a rate card."""
 _SAMPLING = (EventKind.PREFILL, EventKind.CACHED_PREFILL, EventKind.SAMPLED)
 _SAVING = ("save_state", "save_weights_for_sampler", "save_weights_external")
 
@@ -51,8 +55,9 @@ class UsageEvent:
 
     Attributes:
         hour: its beginning.
-        count: tokens, or checkpoints saved.
+        count: tokens, checkpoints saved, or byte-seconds kept.
         charge: in `money.SCALE`-ths.
+        price_of_gigabyte_month: of storage, in the currency; 0 of what is none, or free.
     """
 
     hour: datetime
@@ -61,6 +66,7 @@ class UsageEvent:
     kind: EventKind
     count: int
     charge: int
+    price_of_gigabyte_month: Decimal = Decimal(0)
 
     @property
     def cost(self) -> Decimal:
@@ -89,9 +95,16 @@ def list_events(tx: Connection, account_id: str, *, since: datetime, until: date
             place = (total.hour, total.session_id, total.base_model, kind)
             counts[place] += count
             charges[place] += share
-    events = [UsageEvent(*place, counts[place], charges[place]) for place in counts]
+    events = [
+        UsageEvent(*place, counts[place], charges[place], _gigabyte_month(place[-1], cards[place[0]]))
+        for place in counts
+    ]
     told = [event for event in events if event.count or event.charge]
     return sorted(told, key=lambda event: (event.hour, -event.count, event.kind, event.session_id, event.base_model))
+
+
+def _gigabyte_month(kind: EventKind, card: RateCard) -> Decimal:
+    return card.gigabyte_month(STORED[kind]) if kind in STORED else Decimal(0)
 
 
 def _counts_of(total: UsageTotal) -> Mapping[EventKind, int]:
@@ -100,6 +113,8 @@ def _counts_of(total: UsageTotal) -> Mapping[EventKind, int]:
         return dict(zip(_SAMPLING, numbers, strict=True))
     if total.kind in _SAVING:
         return {EventKind.CHECKPOINT: total.operations}
+    if total.kind is not None and total.kind in STORED:
+        return {EventKind(total.kind): total.byte_seconds}
     return {EventKind.TRAINING: total.tokens_trained}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from sqlalchemy import (
     Row,
     Select,
     Table,
+    case,
     func,
     literal,
     select,
@@ -32,10 +33,15 @@ BY_RUN = ("account_id", "run_id", "kind", "base_model", "device")
 _record = billing_tables.usage_record
 _rollup = billing_tables.usage_rollup
 _entry = billing_tables.ledger_entry
+_storage = billing_tables.storage_usage
 _HOUR_US = HOUR // timedelta(microseconds=1)
 _NONE_IS: dict[str, Any] = {"project_id": "", "api_key_id": 0, "batch": "", "run_id": ""}
 _PLAIN = ("account_id", "session_id", "kind", "base_model", "device")
 _NUMBERS = ("operations", *COUNTS)
+_LARGE = ("charge", "byte_seconds")  # their sums may not fit in 64 bits
+
+STORAGE_KINDS: Mapping[str, str] = {"checkpoint": "checkpoint_storage", "state": "state_storage"}
+"""Kinds of stored bytes, and what they are called among kinds of operations."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Scope:
 
     Attributes:
         run_id: a run, samples drawn from its weights included.
-        since, until: what finished from the one on and before the other.
+        since, until: what finished from the one on and before the other; storage counts with the beginning of its hour.
     """
 
     account_id: str | None = None
@@ -64,6 +70,7 @@ class UsageTotal:
     Attributes:
         hour: its beginning.
         charge: in `money.SCALE`-ths.
+        byte_seconds: of storage, which is no operation and has kinds of its own.
     """
 
     operations: int
@@ -73,6 +80,7 @@ class UsageTotal:
     tokens_cached: int
     tokens_sampled: int
     charge: int
+    byte_seconds: int = 0
     hour: datetime | None = None
     account_id: str | None = None
     project_id: str | None = None
@@ -88,8 +96,9 @@ class UsageTotal:
 def totals(tx: Connection, scope: Scope | None = None, *, by: Sequence[str] = BY_RUN) -> Sequence[UsageTotal]:
     """Usage and what was charged for it, per combination of dimensions, in their order.
 
-    It is read from rollups and from what is not rolled up yet, in one statement, so it is exact whatever is committed
-    or rolled up meanwhile. An hour that the scope begins or ends within is read from its usage records.
+    It is read from rollups, from what is not rolled up yet and from hours of storage, in one statement, so it is exact
+    whatever is committed or rolled up meanwhile. An hour that the scope begins or ends within is read from its usage
+    records.
 
     Args:
         by: names of the dimensions of `UsageTotal`.
@@ -97,9 +106,12 @@ def totals(tx: Connection, scope: Scope | None = None, *, by: Sequence[str] = BY
     parts = union_all(*_parts(scope or Scope())).subquery()
     columns = [parts.c[name] for name in by]
     sums = [func.sum(parts.c[name]).label(name) for name in _NUMBERS]
-    high, low = money.sum_columns(parts.c.charge)
-    query = select(*columns, *sums, high.label("high"), low.label("low")).group_by(*columns).order_by(*columns)
-    return [_total(row, by) for row in tx.execute(query) if row.operations]
+    for name in _LARGE:
+        high, low = money.sum_columns(parts.c[name])
+        sums += [high.label(f"{name}_high"), low.label(f"{name}_low")]
+    query = select(*columns, *sums).group_by(*columns).order_by(*columns)
+    found = (_total(row, by) for row in tx.execute(query))
+    return [total for total in found if total.operations or total.byte_seconds]
 
 
 def charged(tx: Connection, scope: Scope) -> int:
@@ -115,8 +127,9 @@ def hour_of(moment: datetime) -> datetime:
 
 def _total(row: Row[*tuple[Any, ...]], by: Sequence[str]) -> UsageTotal:
     values: dict[str, Any] = {name: row._mapping[name] or None for name in by}
-    values |= {name: int(row._mapping[name]) for name in _NUMBERS}
-    return UsageTotal(charge=money.sum_of(row.high, row.low), **values)
+    values |= {name: int(row._mapping[name] or 0) for name in _NUMBERS}  # without any rows, sums are null
+    values |= {name: money.sum_of(row._mapping[f"{name}_high"], row._mapping[f"{name}_low"]) for name in _LARGE}
+    return UsageTotal(**values)
 
 
 def _parts(scope: Scope) -> list[Select[Any]]:
@@ -125,15 +138,17 @@ def _parts(scope: Scope) -> list[Select[Any]]:
     first = None if since is None else _next_hour(since)
     last = None if until is None else hour_of(until)
     if first is not None and last is not None and first >= last:
-        return [_records(scope, _finished_between(since, until))]
+        return [_records(scope, _finished_between(since, until)), _hours_of_storage(scope)]
     hours = [] if first is None else [_rollup.c.hour >= first]
     hours += [] if last is None else [_rollup.c.hour < last]
     edges = [(since, first)] if since != first else []
     edges += [(last, until)] if until != last else []
+    rolled_up = [_rollup.c[name] for name in (*_NUMBERS, "charge")]
     return [
-        select(*_dimensions(_rollup, _rollup.c.hour), *(_rollup.c[name] for name in (*_NUMBERS, "charge"))).where(
+        select(*_dimensions(_rollup, _rollup.c.hour), *rolled_up, literal(0).label("byte_seconds")).where(
             *_of(scope, _rollup), *hours
         ),
+        _hours_of_storage(scope),
         _records(scope, [billing_tables.NOT_ROLLED_UP, *_finished_between(first, last)]),
         *(_records(scope, _finished_between(*edge)) for edge in edges),
     ]
@@ -145,12 +160,28 @@ def _records(scope: Scope, wanted: Sequence[Any]) -> Select[Any]:
     charge = select(_entry.c.amount).where(_entry.c.operation_id == _record.c.operation_id).scalar_subquery()
     counts = [_record.c[name] for name in COUNTS]
     columns = (*_dimensions(_record, hour), literal(1).label("operations"), *counts)
-    return select(*columns, func.coalesce(charge, 0).label("charge")).where(*_of(scope, _record), *wanted)
+    large = (func.coalesce(charge, 0).label("charge"), literal(0).label("byte_seconds"))
+    return select(*columns, *large).where(*_of(scope, _record), *wanted)
+
+
+def _hours_of_storage(scope: Scope) -> Select[Any]:
+    charge = select(_entry.c.amount).where(_entry.c.storage_usage_id == _storage.c.id).scalar_subquery()
+    kind = case(*((_storage.c.kind == kind, name) for kind, name in STORAGE_KINDS.items())).label("kind")
+    plain = [_storage.c.account_id, _storage.c.session_id, kind, _storage.c.base_model, literal("").label("device")]
+    numbers = [literal(0).label(name) for name in _NUMBERS]
+    columns = (_storage.c.hour, *plain, *_or_none(_storage), *numbers)
+    wanted = [] if scope.since is None else [_storage.c.hour >= scope.since]
+    wanted += [] if scope.until is None else [_storage.c.hour < scope.until]
+    query = select(*columns, func.coalesce(charge, 0).label("charge"), _storage.c.byte_seconds)
+    return query.where(*_of(scope, _storage), *wanted)
 
 
 def _dimensions(table: Table, hour: ColumnElement[Any]) -> list[ColumnElement[Any]]:
-    nullable = [func.coalesce(table.c[name], none).label(name) for name, none in _NONE_IS.items()]
-    return [hour, *(table.c[name] for name in _PLAIN), *nullable]
+    return [hour, *(table.c[name] for name in _PLAIN), *_or_none(table)]
+
+
+def _or_none(table: Table) -> list[ColumnElement[Any]]:
+    return [func.coalesce(table.c[name], none).label(name) for name, none in _NONE_IS.items()]
 
 
 def _of(scope: Scope, table: Table) -> list[ColumnElement[bool]]:

@@ -12,9 +12,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, or_, select
+from sqlalchemy import Connection, Select, func, select
 
-from billing import invoices, money, rate_cards, rating
+from billing import invoices, money, rate_cards, rating, storage_metering
 from billing.charging import operation_source
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind
@@ -42,6 +42,7 @@ class Wrong(StrEnum):
     SOURCE = "source"
     TIME = "time"
     UNBILLED = "completed without usage"
+    BYTES = "byte-seconds"
     INVOICE = "invoice"
 
 
@@ -64,13 +65,14 @@ class Difference:
 
 def num_rows(tx: Connection) -> int:
     """How many rows `differences` looks at, for a progress bar."""
-    return sum(tx.execute(select(func.count()).select_from(table)).scalar_one() for table in (_usage, _entry))
+    looked_at = (_usage, _storage, _entry)
+    return sum(tx.execute(select(func.count()).select_from(table)).scalar_one() for table in looked_at)
 
 
 def differences(
     tx: Connection, *, page_rows: int = PAGE_ROWS, seen: Callable[[int], None] = lambda _: None
 ) -> Iterator[Difference]:
-    """Everything that differs, usage records first, then charges without one and those for storage.
+    """Everything that differs, usage records first, then hours of storage, then charges without either.
 
     Args:
         page_rows: rows read at a time.
@@ -82,11 +84,15 @@ def differences(
         yield from _of_usage(page, cards)
         seen(len(ids))
     yield from _unbilled(tx)
-    for ids in _pages(tx, _entry, page_rows):
-        page = list(tx.execute(_charges(ids)))
+    for ids in _pages(tx, _storage, page_rows):
+        page = list(tx.execute(_charged_storage(ids)))
         cards = rate_cards.list_cards(tx)
-        for row in page:
-            yield from _of_charge(row, cards)
+        yield from _of_storage(page, cards)
+        yield from _of_bytes(tx, page)
+        seen(len(ids))
+    for ids in _pages(tx, _entry, page_rows):
+        for row in tx.execute(_charges_without_usage(ids)):
+            yield Difference(Wrong.WITHOUT_USAGE, row.source, row.id, "usage", "none")
         seen(len(ids))
     for broken in invoices.check(tx):
         yield Difference(Wrong.INVOICE, f"{broken.where}: {broken.what}", None, broken.expected, broken.found)
@@ -132,6 +138,14 @@ def _of_usage(page: Iterable[Any], cards: Sequence[DatedCard]) -> Iterator[Diffe
 
 def _of_charged(row: Any, source: str, cards: Sequence[DatedCard]) -> Iterator[Difference]:
     dated = _in_force(cards, row.account_id, row.finished_at)
+    expected = None if dated is None else money.to_units(rating.charge(row, row.base_model, dated.card))
+    if row.finished_at != row.entry_created_at:
+        yield _difference(Wrong.TIME, source, row.entry_id, row.finished_at, row.entry_created_at)
+    yield from _of_entry(row, source, dated, expected)
+
+
+def _of_entry(row: Any, source: str, dated: DatedCard | None, expected: int | None) -> Iterator[Difference]:
+    """What differs between what was used and its charge, which is there."""
     values = row._mapping
     whom = {name: values[name] for name in _DIMENSIONS}
     charged = {name: values[f"entry_{name}"] for name in _DIMENSIONS}
@@ -139,37 +153,50 @@ def _of_charged(row: Any, source: str, cards: Sequence[DatedCard]) -> Iterator[D
         (Wrong.SOURCE, (EntryKind.CHARGE.value, source), (row.entry_kind, row.entry_source)),
         (Wrong.CARD, dated and dated.id, row.entry_rate_card_id),
         (Wrong.DIMENSIONS, whom, charged),
-        (Wrong.TIME, row.finished_at, row.entry_created_at),
     ]
-    if dated is not None:
-        expected = money.to_units(rating.charge(row, row.base_model, dated.card))
+    if expected is not None:
         pairs.append((Wrong.AMOUNT, expected, row.entry_amount))
-    for wrong, expected, found in pairs:
-        if expected != found:
-            yield _difference(wrong, source, row.entry_id, expected, found)
+    for wrong, right, found in pairs:
+        if right != found:
+            yield _difference(wrong, source, row.entry_id, right, found)
 
 
-def _charges(ids: Sequence[int]) -> Select[Any]:
+def _charged_storage(ids: Sequence[int]) -> Select[Any]:
+    entry = [_entry.c[name].label(f"entry_{name}") for name in _ENTRY_COLUMNS]
+    joined = _storage.outerjoin(_entry, _entry.c.storage_usage_id == _storage.c.id)
+    return select(_storage, *entry).select_from(joined).where(_storage.c.id.in_(ids)).order_by(_storage.c.id)
+
+
+def _of_storage(page: Iterable[Any], cards: Sequence[DatedCard]) -> Iterator[Difference]:
+    """Charges for hours of storage; where it is free there is none."""
+    for row in page:
+        source = storage_metering.storage_source(row.id)
+        dated = _in_force(cards, row.account_id, row.hour)
+        expected = None if dated is None else rating.storage_charge(row.kind, row.byte_seconds, dated.card)
+        if row.entry_id is not None:
+            yield from _of_entry(row, source, dated, None if expected is None else money.to_units(expected))
+        elif expected:
+            yield Difference(Wrong.MISSING, source, None, money.plain(expected), "none")
+
+
+def _of_bytes(tx: Connection, page: Iterable[Any]) -> Iterator[Difference]:
+    """Byte-seconds of checkpoints that are not those of their spans."""
+    checkpoints = [row for row in page if row.kind == storage_metering.CHECKPOINT]
+    for hour in sorted({row.hour for row in checkpoints}):
+        rows = [row for row in checkpoints if row.hour == hour]
+        kept = storage_metering.checkpoint_byte_seconds(tx, hour, [row.run_id for row in rows])
+        for row in rows:
+            if row.byte_seconds != kept.get(row.run_id, 0):
+                source = storage_metering.storage_source(row.id)
+                yield _difference(Wrong.BYTES, source, row.entry_id, kept.get(row.run_id, 0), row.byte_seconds)
+
+
+def _charges_without_usage(ids: Sequence[int]) -> Select[Any]:
     joined = _entry.outerjoin(_usage, _usage.c.operation_id == _entry.c.operation_id)
     joined = joined.outerjoin(_storage, _storage.c.id == _entry.c.storage_usage_id)
-    storage = (_storage.c.id.label("stored_id"), _storage.c.kind.label("stored_kind"), _storage.c.byte_seconds)
-    wanted = or_(_storage.c.id.is_not(None), and_(_entry.c.kind == EntryKind.CHARGE, _usage.c.id.is_(None)))
-    query = select(*(_entry.c[name] for name in _ENTRY_COLUMNS), *storage).select_from(joined)
-    return query.where(_entry.c.id.in_(ids), wanted).order_by(_entry.c.id)
-
-
-def _of_charge(row: Any, cards: Sequence[DatedCard]) -> Iterator[Difference]:
-    """Storage is held against the card that its charge names."""
-    if row.stored_id is None:
-        yield Difference(Wrong.WITHOUT_USAGE, row.source, row.id, "usage", "none")
-        return
-    dated = next((card for card in cards if card.id == row.rate_card_id), None)
-    if dated is None or dated.account_id not in (None, row.account_id):
-        yield _difference(Wrong.CARD, row.source, row.id, "a card of this account", row.rate_card_id)
-        return
-    expected = money.to_units(rating.storage_charge(row.stored_kind, row.byte_seconds, dated.card))
-    if expected != row.amount:
-        yield _difference(Wrong.AMOUNT, row.source, row.id, expected, row.amount)
+    wanted = (_entry.c.kind == EntryKind.CHARGE, _usage.c.id.is_(None), _storage.c.id.is_(None))
+    query = select(_entry.c.id, _entry.c.source).select_from(joined)
+    return query.where(_entry.c.id.in_(ids), *wanted).order_by(_entry.c.id)
 
 
 def _in_force(cards: Sequence[DatedCard], account_id: str, at: datetime) -> DatedCard | None:
@@ -180,7 +207,7 @@ def _in_force(cards: Sequence[DatedCard], account_id: str, at: datetime) -> Date
     return None
 
 
-def _difference(wrong: Wrong, source: str, entry_id: int, expected: Any, found: Any) -> Difference:
+def _difference(wrong: Wrong, source: str, entry_id: int | None, expected: Any, found: Any) -> Difference:
     if wrong is Wrong.AMOUNT:
         expected, found = (money.plain(money.from_units(units)) for units in (expected, found))
     return Difference(wrong, source, entry_id, str(expected), str(found))

@@ -14,7 +14,7 @@ from api.cli.options import data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from billing import cost as billed
 from billing.money import plain
-from billing.rating import device_seconds
+from billing.rating import device_seconds, gigabyte_hours
 from billing.usage_totals import Scope
 from storage import runs
 from storage.accounts import get_account
@@ -45,7 +45,7 @@ def cost(
     as_json: bool,
     data_dir: Path,
 ) -> None:
-    """Show usage and cost per account, run and kind of operation."""
+    """Show usage and cost per account, run and kind of operation or storage."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         account = get_account(tx, account_name) if account_name else None
         moment = parse_since(since, now=storage.database.now(tx)) if since else None
@@ -64,26 +64,39 @@ def cost(
     if as_json:
         print_json(report.as_json())
         return
-    headings = ("account", "run", "operation", "device", "number", "device-s", "trained", "prefilled", "sampled")
+    headings = (
+        "account",
+        "run",
+        "operation",
+        "device",
+        "number",
+        "device-s",
+        "trained",
+        "prefilled",
+        "sampled",
+        "GB-hours",
+    )
     rows: list[tuple[object, ...]] = [
         (
             row.account,
             row.usage.run_id or "",
             row.usage.kind,
             row.usage.device,
-            row.usage.operations,
+            row.usage.operations or "",
             f"{device_seconds(row.usage.device_ns):.3f}",
             row.usage.tokens_trained,
             row.usage.tokens_prefilled,
             row.usage.tokens_sampled,
+            f"{gigabyte_hours(row.usage.byte_seconds):.3f}" if row.usage.byte_seconds else "",
             plain(row.cost),
         )
         for row in report.rows
     ]
     if rows:
-        total = (report.operations, f"{device_seconds(report.device_ns):.3f}", "", "", "", plain(report.cost))
+        stored = f"{gigabyte_hours(report.byte_seconds):.3f}" if report.byte_seconds else ""
+        total = (report.operations, f"{device_seconds(report.device_ns):.3f}", "", "", "", stored, plain(report.cost))
         rows.append(("total", "", "", "", *total))
-    print_table((*headings, report.currency), rows, numbers=range(4, 10), empty="nothing has been used yet")
+    print_table((*headings, report.currency), rows, numbers=range(4, 11), empty="nothing has been used yet")
 
 
 def parse_since(text: str, *, now: datetime) -> datetime:

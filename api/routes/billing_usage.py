@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from api.dependencies import CurrentKey, Joined
 from api.errors import BadRequestError
 from billing import checkpoint_storage, rate_cards, usage_events
+from billing.rating import gigabyte_hours
 from billing.usage_events import EventKind, UsageEvent
 from billing.usage_totals import HOUR, hour_of
 from storage import accounts, runs
@@ -87,6 +88,7 @@ def _usage(tx: Connection, account_id: str, events: Sequence[UsageEvent]) -> dic
 
 def _event(event: UsageEvent, session: Session, *, dollars: bool) -> dict[str, Any]:
     costs = event.kind != EventKind.CHECKPOINT or event.charge
+    stored = event.kind in usage_events.STORED
     return {
         "bucket_start": event.hour.isoformat(),
         "bucket_end": (event.hour + HOUR).isoformat(),
@@ -95,7 +97,7 @@ def _event(event: UsageEvent, session: Session, *, dollars: bool) -> dict[str, A
         "project_id": session.project_id,
         "estimated_cost_usd": float(event.cost) if dollars and costs else None,
         "effective_rate_usd_per_million_tokens": _float(event.price_of_million) if dollars else None,
-        "effective_rate_usd_per_gigabyte_month": None,
+        "effective_rate_usd_per_gigabyte_month": float(event.price_of_gigabyte_month) if dollars and stored else None,
         "event_info": _event_info(event),
     }
 
@@ -107,6 +109,9 @@ def _event_info(event: UsageEvent) -> dict[str, Any]:
         case EventKind.PREFILL | EventKind.CACHED_PREFILL:
             cached = event.kind == EventKind.CACHED_PREFILL
             return {"type": "sampling_prefill", "cached": cached, "token_count": event.count}
+        case EventKind.STORAGE | EventKind.STATE:
+            free = {} if event.price_of_gigabyte_month else {"free": True}  # early SDKs know no `free`
+            return {"type": "storage", "gigabyte_hours": float(gigabyte_hours(event.count)), **free}
         case _:
             return {"type": str(event.kind), "token_count": event.count}
 

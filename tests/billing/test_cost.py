@@ -40,6 +40,11 @@ def test_a_report_lists_every_kind_and_adds_up(database: Database) -> None:
     ]
     assert (report.operations, report.device_ns) == (3, 3 * 10**9 + 1)
     assert report.cost == Decimal("3.5000000005")
-    assert report.as_json()["total"] == {"operations": 3, "device_seconds": "3.000000001", "cost": "3.5000000005"}
+    assert report.as_json()["total"] == {
+        "operations": 3,
+        "device_seconds": "3.000000001",
+        "byte_seconds": 0,
+        "cost": "3.5000000005",
+    }
     assert report.as_json()["rows"][0]["cost"] == "3.5"
     assert (nothing.cost, nothing.operations, list(nothing.rows)) == (0, 0, [])

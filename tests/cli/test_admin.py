@@ -95,7 +95,7 @@ def test_cost_of_nothing_is_nothing(tmp_path: Path) -> None:
     assert report == {
         "currency": "USD",
         "rows": [],
-        "total": {"operations": 0, "device_seconds": "0", "cost": "0"},
+        "total": {"operations": 0, "device_seconds": "0", "byte_seconds": 0, "cost": "0"},
     }
 
 
