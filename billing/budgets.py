@@ -15,15 +15,13 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-import structlog
 from sqlalchemy import Connection, delete, insert, select, text, update
 
-from billing import money
+from billing import budget_alerts, money
 from billing.dimensions import Dimensions
 from storage import billing_tables
+from storage.database import Database
 from storage.errors import RowNotFoundError
-
-log = structlog.get_logger()
 
 _table = billing_tables.budget
 _entry = billing_tables.ledger_entry
@@ -178,10 +176,12 @@ def set_cap(tx: Connection, account_id: str, budget_id: int, cap: int, *, now: d
     Raises:
         RowNotFoundError: the account has no such budget.
     """
-    budget = replace(_locked(tx, account_id, budget_id, now), cap=cap)
+    before = _locked(tx, account_id, budget_id, now)
+    budget = replace(before, cap=cap)
     percent = _percent(budget)
     budget = replace(budget, told_percent=max((one for one in budget.thresholds if one <= percent), default=0))
     tx.execute(update(_table).where(_table.c.id == budget_id).values(cap=cap))
+    _tell_of_pause(tx, before, budget, now)
     _write(tx, budget)
     return budget
 
@@ -192,7 +192,9 @@ def remove(tx: Connection, account_id: str, budget_id: int, *, now: datetime) ->
     Raises:
         RowNotFoundError: the account has no such budget.
     """
-    _locked(tx, account_id, budget_id, now)
+    budget = _locked(tx, account_id, budget_id, now)
+    if budget.is_exhausted:
+        budget_alerts.resumed(tx, account_id, budget.as_json(), now=now)
     tx.execute(delete(_hold).where(_hold.c.budget_id == budget_id))
     tx.execute(update(_table).where(_table.c.id == budget_id).values(removed_at=now, held=0))
 
@@ -204,7 +206,17 @@ def list_budgets(tx: Connection, account_ids: Collection[str], *, now: datetime)
 
 def lock(tx: Connection, account_ids: Collection[str], *, now: datetime) -> Sequence[Budget]:
     """The same, locked until the transaction ends."""
-    return [_from_row(row).at(now) for row in tx.execute(_live(account_ids).with_for_update())]
+    return [_begun(tx, _from_row(row), now) for row in tx.execute(_live(account_ids).with_for_update()).all()]
+
+
+def begin_periods(database: Database) -> None:
+    """Tell of pauses that a new period has ended, where nothing has been charged or accepted since."""
+    with database.read() as tx:
+        now = database.now(tx)
+        over = {one.account_id for one in _spent(tx) if not one.at(now).is_exhausted}
+    if over:
+        with database.begin() as tx:
+            lock(tx, over, now=database.now(tx))
 
 
 # ------------------------------------------------------------------------------------------------- spent and held
@@ -234,7 +246,9 @@ def book(
         counted = [units for whom, units in entries if now >= budget.period_start and budget.covers(whom)]
         if counted or budget.id in released:
             held = budget.held - released.get(budget.id, 0)
-            _write(tx, _told(replace(budget, spent=budget.spent + sum(counted), held=held)))
+            after = _told(tx, replace(budget, spent=budget.spent + sum(counted), held=held), now)
+            _tell_of_pause(tx, budget, after, now)
+            _write(tx, after)
 
 
 def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: int) -> None:
@@ -247,8 +261,13 @@ def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: in
 
 def exhausted(tx: Connection, *, now: datetime, account_ids: Collection[str] | None = None) -> Sequence[Budget]:
     """Budgets that pause what they cover, of all accounts or of these."""
+    return [budget for one in _spent(tx, account_ids) if (budget := one.at(now)).is_exhausted]
+
+
+def _spent(tx: Connection, account_ids: Collection[str] | None = None) -> Sequence[Budget]:
+    """Budgets that were exhausted when they were last written."""
     query = _live(account_ids).where(text("budget.is_hard AND budget.spent >= budget.cap"))  # the index's words
-    return [budget for row in tx.execute(query) if (budget := _from_row(row).at(now)).is_exhausted]
+    return [_from_row(row) for row in tx.execute(query)]
 
 
 def _release(tx: Connection, operation_ids: Sequence[int]) -> Mapping[int, int]:
@@ -268,12 +287,27 @@ def _write(tx: Connection, budget: Budget) -> None:
     tx.execute(update(_table).where(_table.c.id == budget.id).values(**values))
 
 
-def _told(budget: Budget) -> Budget:
+def _begun(tx: Connection, budget: Budget, now: datetime) -> Budget:
+    """A locked budget as it stands now; if a new period has ended its pause, that is told."""
+    current = budget.at(now)
+    if budget.is_exhausted and not current.is_exhausted:
+        _tell_of_pause(tx, budget, current, now)
+        _write(tx, current)
+    return current
+
+
+def _tell_of_pause(tx: Connection, before: Budget, after: Budget, now: datetime) -> None:
+    if before.is_exhausted != after.is_exhausted:
+        tell = budget_alerts.paused if after.is_exhausted else budget_alerts.resumed
+        tell(tx, after.account_id, after.as_json(), now=now)
+
+
+def _told(tx: Connection, budget: Budget, now: datetime) -> Budget:
     """Tell of the highest threshold that is reached and was not told of in this period."""
     reached = max((one for one in budget.thresholds if one <= _percent(budget)), default=0)
     if reached <= budget.told_percent:
         return budget
-    log.warning("budget_threshold_reached", budget=budget.id, account=budget.account_id, percent=reached)
+    budget_alerts.threshold_reached(tx, budget.account_id, budget.as_json(), reached, now=now)
     return replace(budget, told_percent=reached)
 
 
@@ -301,7 +335,7 @@ def _locked(tx: Connection, account_id: str, budget_id: int, now: datetime) -> B
     row = tx.execute(_live([account_id]).where(_table.c.id == budget_id).with_for_update()).one_or_none()
     if row is None:
         raise RowNotFoundError("budget", str(budget_id))
-    return _from_row(row).at(now)
+    return _begun(tx, _from_row(row), now)
 
 
 def _live(account_ids: Collection[str] | None) -> Any:

@@ -253,9 +253,9 @@ webhook = Table(
     "webhook",
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True),
-    Column("account_id", String(64), ForeignKey("account.id"), nullable=False),
+    Column("account_id", String(64), ForeignKey("account.id")),  # null: every account's events
     Column("url", Text, nullable=False),
-    Column("secret", Text, nullable=False),
+    Column("secret", Text, nullable=False),  # as it is: signing needs it
     Column("events", Json, nullable=False),  # kinds of event it is told of
     Column("created_at", Timestamp, nullable=False),
     Column("removed_at", Timestamp),
@@ -278,7 +278,7 @@ webhook_delivery = Table(
     Column("delivered_at", Timestamp),
     Column("given_up_at", Timestamp),
     UniqueConstraint("webhook_id", "event_id"),
-    Index("ix_webhook_delivery_waiting", "next_at", sqlite_where=_WAITING, postgresql_where=_WAITING),
+    Index("ix_webhook_delivery_waiting", "webhook_id", "next_at", sqlite_where=_WAITING, postgresql_where=_WAITING),
 )
 
 quote = Table(

@@ -202,7 +202,7 @@ def upgrade() -> None:
     op.create_table(
         "webhook",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("account_id", sa.String(length=64), nullable=False),
+        sa.Column("account_id", sa.String(length=64), nullable=True),
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("secret", sa.Text(), nullable=False),
         sa.Column("events", _JSON, nullable=False),
@@ -300,7 +300,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_webhook_delivery_waiting",
         "webhook_delivery",
-        ["next_at"],
+        ["webhook_id", "next_at"],
         unique=False,
         sqlite_where=sa.text("delivered_at IS NULL AND given_up_at IS NULL"),
         postgresql_where=sa.text("delivered_at IS NULL AND given_up_at IS NULL"),
