@@ -129,8 +129,10 @@ def _show_trace(traced: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print_json({"entries": traced})
         return
-    names = ("id", "source", "run_id", "usage_id", "usage_device_ns", "amount")
-    print_table(names, [[row[name] or "" for name in names] for row in traced], numbers=[0, 3, 4, 5], empty="no entry")
+    names = ("id", "source", "run_id", "usage_id", "usage_device_ns", "storage_hour", "storage_byte_seconds", "amount")
+    shown = [name for name in names if any(row[name] is not None for row in traced)]
+    numbers = [place for place, name in enumerate(shown) if name not in ("source", "run_id", "storage_hour")]
+    print_table(shown, [[row[name] or "" for name in shown] for row in traced], numbers=numbers, empty="no entry")
 
 
 def _traced(row: Any) -> dict[str, Any]:

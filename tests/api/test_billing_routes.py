@@ -6,14 +6,16 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
+from sqlalchemy import insert
 from tinker.types import BillingUsageResponse, CurrentCheckpointStorageUsageResponse, TrainingRun
 
-from billing import ledger, rollups
+from billing import ledger, rate_cards, rollups, storage_metering
 from billing.money import from_units
 from billing.usage_totals import HOUR, hour_of
 from jobs import operations
 from jobs.operations import OptimStepOutcome
-from storage import journal, runs
+from storage import journal, runs, tables
+from storage.clock import FrozenClock
 from storage.open import Storage
 from storage.payloads import Stored
 from tests.api.conftest import Account
@@ -91,11 +93,11 @@ def test_the_result_of_a_step_tells_what_the_run_has_cost_and_does_not_keep_it(
     assert operations.decode(stored) == OptimStepOutcome({"grad_norm": 1.5})
 
 
-def window(storage: Storage) -> dict[str, str]:
-    """The hour under way, as the SDK asks for it."""
+def window(storage: Storage, *, hours: int = 1) -> dict[str, str]:
+    """The hour under way and some before it, as the SDK asks for them."""
     with storage.database.read() as tx:
         hour = hour_of(storage.database.now(tx))
-    return {"starting_on": (hour - HOUR).isoformat(), "ending_before": (hour + HOUR).isoformat()}
+    return {"starting_on": (hour - hours * HOUR).isoformat(), "ending_before": (hour + HOUR).isoformat()}
 
 
 @pytest.mark.parametrize("rolled_up", [False, True])
@@ -151,3 +153,36 @@ def test_checkpoint_storage_is_told_by_project(alice: Account, storage: Storage)
     rate = answer["effective_rate_usd_per_gigabyte_month"]
     assert item.estimated_monthly_cost_usd == pytest.approx(rate * 20 / 10**9)
     assert other["data"] == []
+
+
+def test_storage_is_told_alike_by_cost_events_and_what_is_kept(
+    alice: Account, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a checkpoint that is kept for an hour, and the state of its run
+    run_id = alice.run()
+    clock = FrozenClock(hour_of(storage.database.clock.now()) + HOUR)
+    monkeypatch.setattr(storage.database, "clock", clock)
+    with storage.database.begin() as tx:
+        now = clock.now()
+        rate_cards.add(tx, '[gigabyte_months]\ncheckpoint = "900000"', now=now, lead_s=0)
+        make_checkpoint(tx, runs.get_run(tx, run_id), now=now)
+        state = {"run_id": run_id, "seq": 1, "object_key": "s", "size_bytes": 10**9, "sha256": "", "created_at": now}
+        tx.execute(insert(tables.snapshot).values(**state))
+    clock.advance(2 * 3600)
+    storage_metering.meter(storage.database, pass_s=60)
+    # When
+    (kept,) = alice.get("billing/usage/checkpoints/current").json()["data"]
+    told = BillingUsageResponse.model_validate(
+        alice.get("billing/usage/events", params=window(storage, hours=3)).json()
+    )
+    rows = {row["kind"]: row for row in alice.get("cost", params={"run": run_id}).json()["rows"]}
+    (listed,) = alice.get("training_runs").json()["training_runs"]
+    # Then: 10 bytes for an hour, of which a month has 720
+    assert Decimal(rows["checkpoint_storage"]["cost"]) == charged(storage) == Decimal(listed["cost"]) > 0
+    assert rows["checkpoint_storage"]["byte_seconds"] == kept["size_bytes"] * 3600
+    assert float(charged(storage)) * 720 == pytest.approx(kept["estimated_monthly_cost_usd"])
+    assert rows["state_storage"]["cost"] == "0"
+    paid, free = sorted((event for event in told.data), key=lambda event: event.event_info.free)  # type: ignore[union-attr]
+    assert (paid.effective_rate_usd_per_gigabyte_month, paid.event_info.gigabyte_hours) == (900_000, 1e-8)  # type: ignore[union-attr]
+    assert paid.estimated_cost_usd == float(charged(storage))
+    assert (free.estimated_cost_usd, free.event_info.gigabyte_hours, free.event_info.free) == (0, 1, True)  # type: ignore[union-attr]
