@@ -1,4 +1,4 @@
-"""Prices and papers. Read once per process from `PIECEWORK_…`."""
+"""Prices, papers and who is told. Read once per process from `PIECEWORK_…`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class BillingSettings(BaseSettings):
-    """Where the rate card is, and what invoices are printed in."""
+    """Where the rate card is, what invoices are printed in, and how webhooks are told."""
 
     model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
 
@@ -20,4 +20,10 @@ class BillingSettings(BaseSettings):
     invoice_font: Path | None = Field(
         None,
         description="TrueType font of invoices as PDF; none: Helvetica, Latin-1 letters alone; others show as ?",
+    )
+    webhook_timeout_s: float = Field(
+        10.0, gt=0, le=60, description="so long a receiver of a webhook has to answer; then the attempt has failed"
+    )
+    webhook_private_addresses: bool = Field(
+        False, description="webhooks may be on this machine and in private networks; else only at public addresses"
     )

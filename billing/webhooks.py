@@ -75,10 +75,12 @@ class Attempt:
 
     Attributes:
         number: 1 is the first.
+        at: when it was claimed.
     """
 
     id: int
     number: int
+    at: datetime
     url: str
     secret: str = field(repr=False)
     body: str = field(repr=False)
@@ -245,7 +247,8 @@ def claim(
     tx.execute(claimed.values(attempts=_delivery.c.attempts + 1, next_at=now + timedelta(seconds=CLAIM_S)))
     receiver = tx.execute(select(_table.c.url, _table.c.secret).where(_table.c.id == webhook_id)).one()
     return [
-        Attempt(row.id, row.attempts + 1, receiver.url, receiver.secret, row.body, row.content_type) for row in found
+        Attempt(row.id, row.attempts + 1, now, receiver.url, receiver.secret, row.body, row.content_type)
+        for row in found
     ]
 
 
@@ -288,12 +291,12 @@ def forget_old(tx: Connection, *, now: datetime, limit: int) -> int:
     return len(tx.execute(delete(_delivery).where(_delivery.c.id.in_(old)).returning(_delivery.c.id)).all())
 
 
-def signed_headers(attempt: Attempt, *, now: datetime) -> dict[str, str]:
+def signed_headers(attempt: Attempt) -> dict[str, str]:
     """Who a message is, when it was sent, and the proof that it is ours.
 
     Source: Standard Webhooks, standard-webhooks/standard-webhooks: spec/standard-webhooks.md.
     """
-    message_id, timestamp = f"msg_{attempt.id}", str(int(now.timestamp()))
+    message_id, timestamp = f"msg_{attempt.id}", str(int(attempt.at.timestamp()))
     key = base64.b64decode(attempt.secret.removeprefix(SECRET_PREFIX))
     signed = f"{message_id}.{timestamp}.{attempt.body}".encode()
     signature = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()

@@ -13,8 +13,9 @@ import structlog
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from billing import closing, reconciliation, rollups, storage_metering
+from billing import budgets, closing, reconciliation, rollups, storage_metering
 from jobs.settings import JobsSettings
+from jobs.webhook_sender import WebhookSender
 from storage.open import Storage
 
 log = structlog.get_logger()
@@ -65,10 +66,22 @@ def _meter_storage(storage: Storage, _settings: JobsSettings) -> bool:
     return storage_metering.meter(storage.database, pass_s=PASS_S)
 
 
+def _deliver_webhooks(storage: Storage, _settings: JobsSettings) -> bool:
+    budgets.begin_periods(storage.database)
+    return WebhookSender(storage.database).deliver_due(pass_s=PASS_S)
+
+
+def _forget_deliveries(storage: Storage, _settings: JobsSettings) -> bool:
+    WebhookSender(storage.database).forget_old()
+    return True
+
+
 JOBS: Mapping[str, BillingJob] = {
     "roll_up": BillingJob(IntervalTrigger(seconds=60, timezone="UTC"), _roll_up),
     "close_months": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _close_months),
     "meter_storage": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _meter_storage),
     "reconcile": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _reconcile),
+    "deliver_webhooks": BillingJob(IntervalTrigger(seconds=5, timezone="UTC"), _deliver_webhooks),
+    "forget_deliveries": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _forget_deliveries),
 }
 """By name, as messages carry it."""

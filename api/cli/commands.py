@@ -25,6 +25,7 @@ COMMANDS = {
     "billing": ("api.cli.billing:billing", "Book top-ups and credits, show balances, check charges."),
     "invoices": ("api.cli.invoices:invoices", "Close periods, show and correct invoices."),
     "budgets": ("api.cli.budgets:budgets", "Add, change, list and remove caps."),
+    "webhooks": ("api.cli.webhooks:webhooks", "Tell other programs of budgets and usage."),
     "doctor": ("api.cli.doctor:doctor", "Check what is reachable, and say what to change."),
 }
 

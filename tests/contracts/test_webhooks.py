@@ -1,0 +1,327 @@
+"""Webhooks: signed, sent once per attempt, tried again ever later, given up in the end, and none harms another."""
+
+import base64
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from billing import webhooks
+from billing.settings import BillingSettings
+from billing.webhooks import Attempt, Delivery, WebhookError
+from jobs import webhook_sender
+from jobs.webhook_sender import WebhookSender, is_public
+from storage.clock import FrozenClock
+from storage.database import Database
+from storage.errors import RowNotFoundError
+from tests.factories import NOW, make_account
+from tests.receiver import Receiver, is_signed, receiving
+
+BODY = '{"type":"budget.paused","data":{"spent":"1.5 €"}}'
+
+
+@pytest.fixture
+def clock() -> FrozenClock:
+    return FrozenClock(NOW)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as ours:
+        yield ours
+
+
+@pytest.fixture
+def account_id(database: Database) -> str:
+    with database.begin() as tx:
+        return make_account(tx).id
+
+
+def sender(database: Database, clock: FrozenClock, *, timeout_s: float = 30.0, private: bool = True) -> WebhookSender:
+    settings = BillingSettings(webhook_timeout_s=timeout_s, webhook_private_addresses=private)
+    return WebhookSender(database, settings, now=clock.now, jitter=lambda: 0.5)
+
+
+def add(database: Database, account_id: str, url: str) -> tuple[int, str]:
+    with database.begin() as tx:
+        webhook, secret = webhooks.add(tx, account_id, url, ["budget"], now=NOW)
+    return webhook.id, secret
+
+
+def announce(database: Database, account_id: str, event_id: str = "e", *, now: datetime = NOW) -> int:
+    with database.begin() as tx:
+        return webhooks.announce(
+            tx,
+            account_id=account_id,
+            kind="budget",
+            event_id=event_id,
+            body=BODY,
+            content_type="application/json",
+            now=now,
+        )
+
+
+def deliveries(database: Database, webhook_id: int | None = None) -> list[Delivery]:
+    with database.read() as tx:
+        return list(webhooks.list_deliveries(tx, webhook_id=webhook_id, limit=1000))
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_an_event_is_delivered_once_signed_so_that_anyone_can_verify_it(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given
+    _, secret = add(database, account_id, f"{receiver.url}/ok")
+    assert [announce(database, account_id) for _ in range(2)] == [1, 0]
+    # When
+    with structlog.testing.capture_logs() as logs:
+        assert [sender(database, clock).deliver_due(pass_s=60) for _ in range(2)] == [True, True]
+    # Then
+    (message,) = receiver.received
+    assert message.body == BODY.encode()
+    assert is_signed(message, secret)
+    message.body += b" "
+    assert not is_signed(message, secret)
+    assert message.headers["webhook-timestamp"] == str(int(NOW.timestamp()))
+    assert message.headers["content-type"] == "application/json"
+    assert message.headers["host"] == receiver.url.removeprefix("http://")
+    (delivery,) = deliveries(database)
+    assert (delivery.state, delivery.attempts, delivery.delivered_at) == ("delivered", 1, NOW)
+    assert secret.removeprefix("whsec_") not in str(logs)
+
+
+def test_what_fails_is_tried_again_under_the_same_id_ever_later_until_it_is_given_up(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given
+    _, secret = add(database, account_id, f"{receiver.url}/500")
+    announce(database, account_id)
+    # When
+    waits = []
+    with structlog.testing.capture_logs() as logs:
+        for attempt in range(1, webhooks.ATTEMPTS_MAX + 1):
+            sender(database, clock).deliver_due(pass_s=60)
+            sender(database, clock).deliver_due(pass_s=60)  # not due yet
+            (delivery,) = deliveries(database)
+            assert (delivery.attempts, delivery.last_error) == (attempt, "HTTP 500")
+            wait = delivery.next_at - clock.now()
+            waits.append(wait.total_seconds())
+            clock.advance(wait.total_seconds())
+    clock.advance(10**6)
+    sender(database, clock).deliver_due(pass_s=60)
+    # Then
+    assert waits[:7] == [5, 20, 80, 320, 1280, 5120, 20480]
+    assert set(waits[7:-1]) == {webhooks.RETRY_MAX_S}
+    assert deliveries(database)[0].state == "given up"
+    assert len(receiver.received) == webhooks.ATTEMPTS_MAX
+    assert len({message.headers["webhook-id"] for message in receiver.received}) == 1
+    assert len({message.headers["webhook-timestamp"] for message in receiver.received}) == webhooks.ATTEMPTS_MAX
+    assert all(is_signed(message, secret) for message in receiver.received)
+    assert [one["event"] for one in logs][-1] == "webhook_given_up"
+    assert secret.removeprefix("whsec_") not in str(logs)
+
+
+def test_a_receiver_that_is_back_gets_what_it_missed(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given
+    add(database, account_id, f"{receiver.url}/ok")
+    receiver.statuses["/ok"] = [503, 429, 204]
+    announce(database, account_id)
+    # When
+    for _ in range(4):
+        sender(database, clock).deliver_due(pass_s=60)
+        clock.advance(3600)
+    # Then
+    assert (deliveries(database)[0].state, deliveries(database)[0].last_error) == ("delivered", None)
+    assert len(receiver.received) == 3
+
+
+def test_slow_dead_and_redirecting_receivers_harm_no_other(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given: far more for each of them than is sent at once
+    urls = {name: f"{receiver.url}/{name}" for name in ("slow", "redirect", "ok")}
+    urls["dead"] = f"http://127.0.0.1:{closed_port()}/"
+    ids = {name: add(database, account_id, url)[0] for name, url in urls.items()}
+    num = 2 * webhook_sender.AT_ONCE_PER_WEBHOOK
+    for number in range(num):
+        announce(database, account_id, str(number))
+    # When: one pass each
+    for _ in range(2):
+        sender(database, clock, timeout_s=1).deliver_due(pass_s=0)
+    # Then
+    states = {name: {one.state for one in deliveries(database, ids[name])} for name in ids}
+    assert states == {"slow": {"waiting"}, "redirect": {"waiting"}, "ok": {"delivered"}, "dead": {"waiting"}}
+    errors = {name: str(deliveries(database, ids[name])[0].last_error) for name in ids}
+    assert "no answer within 1 s" in errors["slow"]
+    assert "redirects are not followed" in errors["redirect"]
+    assert "ConnectError" in errors["dead"]
+    assert len(receiver.at("/ok")) == num
+
+
+def test_two_deliverers_never_send_the_same_attempt(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given
+    add(database, account_id, f"{receiver.url}/ok")
+    events = 20
+    for number in range(events):
+        announce(database, account_id, str(number))
+    # When
+    both = [
+        threading.Thread(target=sender(database, clock).deliver_due, kwargs={"pass_s": 60.0}, daemon=True)
+        for _ in range(2)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    # Then
+    assert len(receiver.received) == events
+    assert {one.attempts for one in deliveries(database)} == {1}
+
+
+def test_no_transaction_is_open_while_sending(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given
+    add(database, account_id, f"{receiver.url}/slow")
+    announce(database, account_id)
+    pool = database.engine.pool
+    sending = threading.Thread(target=sender(database, clock).deliver_due, kwargs={"pass_s": 0.0})
+    # When
+    sending.start()
+    while not receiver.received:
+        assert sending.is_alive()
+    # Then: the message is there, its answer is not
+    assert pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert deliveries(database)[0].attempts == 1
+    # When: another one claims it since this one is taken for dead
+    clock.advance(webhooks.CLAIM_S)
+    with database.begin() as tx:
+        (again,) = webhooks.claim(tx, database, deliveries(database)[0].webhook_id, limit=9, now=clock.now())
+    receiver.ended.set()
+    sending.join()
+    # Then: what came of the first attempt counts no more
+    assert (again.number, deliveries(database)[0].attempts, deliveries(database)[0].last_error) == (2, 2, None)
+
+
+def test_private_addresses_are_refused_unless_they_are_allowed(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given
+    add(database, account_id, f"{receiver.url}/ok")
+    announce(database, account_id)
+    # When
+    sender(database, clock, private=False).deliver_due(pass_s=60)
+    # Then
+    assert receiver.received == []
+    assert "PIECEWORK_WEBHOOK_PRIVATE_ADDRESSES" in str(deliveries(database)[0].last_error)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.1.2.3", "169.254.169.254", "192.168.0.1", "100.64.0.1", "0.0.0.0", "224.0.0.1"),
+        *("::1", "::", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1"),
+    ],
+)
+def test_addresses_of_this_machine_and_its_networks_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_addresses_of_the_internet_are_public(address: str) -> None:
+    assert is_public(address)
+
+
+def test_a_removed_webhook_is_told_nothing_more(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given
+    webhook_id, _ = add(database, account_id, f"{receiver.url}/ok")
+    announce(database, account_id, "before")
+    # When
+    with database.begin() as tx:
+        webhooks.remove(tx, webhook_id, now=NOW)
+    announced = announce(database, account_id, "after")
+    sender(database, clock).deliver_due(pass_s=60)
+    # Then
+    assert (announced, receiver.received) == (0, [])
+    assert [one.state for one in deliveries(database)] == ["given up"]
+    with pytest.raises(RowNotFoundError), database.begin() as tx:
+        webhooks.remove(tx, webhook_id, now=NOW)
+
+
+def test_a_webhook_of_all_accounts_is_told_of_each(database: Database, account_id: str) -> None:
+    with database.begin() as tx:
+        webhooks.add(tx, None, "https://all.test/", ["budget"], now=NOW)
+        webhooks.add(tx, make_account(tx, "other").id, "https://other.test/", ["budget"], now=NOW)
+    assert announce(database, account_id) == 1
+
+
+def test_deliveries_that_are_done_are_forgotten_after_a_while_and_others_are_not(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given
+    add(database, account_id, f"{receiver.url}/ok")
+    receiver.statuses["/ok"] = [200, 500]
+    for event_id in ("1", "2"):
+        announce(database, account_id, event_id)
+        sender(database, clock).deliver_due(pass_s=60)
+    # When
+    sender(database, clock).forget_old()
+    assert len(deliveries(database)) == 2
+    clock.advance((webhooks.KEPT + timedelta(seconds=1)).total_seconds())
+    sender(database, clock).forget_old()
+    # Then
+    assert [one.event_id for one in deliveries(database)] == ["2"]
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://host/", "https://", "host/path", "https://user:word@host/", "http://host/a b", "http://host:x/"]
+)
+def test_what_cannot_be_told_anything_is_refused(database: Database, account_id: str, url: str) -> None:
+    with pytest.raises(WebhookError, match="the URL"), database.begin() as tx:
+        webhooks.add(tx, account_id, url, ["budget"], now=NOW)
+
+
+def test_a_claimed_attempt_does_not_show_its_secret(database: Database, account_id: str) -> None:
+    webhook_id, secret = add(database, account_id, "https://a.test/")
+    announce(database, account_id)
+    with database.begin() as tx:
+        (attempt,) = webhooks.claim(tx, database, webhook_id, limit=1, now=NOW)
+        listed = webhooks.list_webhooks(tx)
+    assert secret == attempt.secret
+    assert secret not in f"{attempt!r} {listed!r}"
+
+
+def test_jitter_spreads_retries_around_their_time() -> None:
+    assert [webhooks.retry_after_s(2, jitter) for jitter in (0.0, 0.5, 1.0)] == [10, 20, 30]
+
+
+def test_the_receiver_of_the_documentation_takes_what_is_ours_and_nothing_else() -> None:
+    # Given
+    page = (Path(__file__).parents[2] / "docs" / "billing.md").read_text()
+    example: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], example)
+    secret = f"whsec_{base64.b64encode(b'key').decode()}"
+    now, later = datetime.now(UTC), datetime.now(UTC) - timedelta(hours=1)
+    fresh, old = (Attempt(1, 1, at, "https://a.test/", secret, BODY, "application/json") for at in (now, later))
+    headers, body = webhooks.signed_headers(fresh), BODY.encode()
+    # Then
+    assert example["is_genuine"](headers, body, secret)
+    assert not example["is_genuine"](headers, body + b" ", secret)
+    assert not example["is_genuine"]({**headers, "webhook-id": "msg_2"}, body, secret)
+    assert not example["is_genuine"](headers, body, "whsec_b3RoZXI=")
+    assert not example["is_genuine"](webhooks.signed_headers(old), body, secret)
