@@ -36,7 +36,8 @@ from storage import billing_tables
 from storage.journal import Operation
 from storage.open import Storage
 from tests.factories import make_usage
-from tests.properties.machine import PICKS, JournalMachine
+from tests.properties.keeping_machine import CrashError, KeepingMachine
+from tests.properties.machine import PICKS
 
 ENTRY = billing_tables.ledger_entry
 CARD = """
@@ -48,14 +49,14 @@ trained = "{0}.3333333333"
 prefilled = "0.1"
 cached = "0.01"
 sampled = "7"
+
+[gigabyte_months]
+checkpoint = "{0}.1"
+state = "900.7"
 """
 
 
-class _CrashError(Exception):
-    """The process ended before the commit."""
-
-
-class BillMachine(JournalMachine):
+class BillMachine(KeepingMachine):
     """An account that is charged, pays, is credited and gets invoices while all else goes on."""
 
     def __init__(self, storage: Storage) -> None:
@@ -168,10 +169,10 @@ class BillMachine(JournalMachine):
         self.database.clock.advance(1.0)  # type: ignore[attr-defined]
 
     def _book(self, verb: Callable[[Connection, datetime], Any], crashes: bool) -> None:
-        with contextlib.suppress(_CrashError), self.database.begin() as tx:
+        with contextlib.suppress(CrashError), self.database.begin() as tx:
             verb(tx, self.database.now(tx))
             if crashes:
-                raise _CrashError
+                raise CrashError
 
     # ------------------------------------------------------------------------------------------------------ what holds
 
@@ -193,7 +194,7 @@ class BillMachine(JournalMachine):
             charges = [row for row in every if row.kind == EntryKind.CHARGE]
             totals = usage_totals.totals(tx)
             assert sum(row.amount for row in charges) == sum(total.charge for total in totals)
-            assert len(charges) == sum(total.operations for total in totals)
+            assert sum(row.operation_id is not None for row in charges) == sum(total.operations for total in totals)
             self._budgets_count_every_entry(tx, every)
             self._what_was_issued_stays(tx)
             for moment, units in self.balances:
@@ -219,6 +220,9 @@ class BillMachine(JournalMachine):
     def teardown(self) -> None:
         """At the end all is charged, rolled up and on invoices."""
         super().teardown()
+        self.keep(2 * 3600.0)
+        self.meter(2, wholly=True, crashes=False)
+        self.hours_hold_what_was_kept()
         self.roll_up(1, anew=True)
         rollups.roll_up(self.database, pass_s=60)
         self.database.clock.advance(1.0)  # type: ignore[attr-defined]

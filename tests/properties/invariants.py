@@ -93,7 +93,8 @@ def _what_is_named_is_there(tx: Connection, storage: Storage, operations: Sequen
 def named_keys(tx: Connection, operations: Sequence[Row[Any]]) -> set[str]:
     """Every object that a row needs."""
     of_operations = {key for row in operations for key in (row.payload_key, row.outcome_key) if key is not None}
-    return of_operations | set(tx.execute(select(tables.snapshot.c.object_key)).scalars())
+    of_states = tx.execute(select(tables.snapshot.c.object_key).union(select(tables.checkpoint.c.object_key)))
+    return of_operations | set(of_states.scalars())
 
 
 def _outcomes_never_change(storage: Storage, operations: Sequence[Row[Any]], book: Book) -> None:
