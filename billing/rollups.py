@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from billing import charging, ledger, money, rate_cards
+from billing import charging, cloud_events, ledger, money, rate_cards
 from billing.ledger import NewEntry
 from billing.usage import COUNTS, Usage, UsageRow
 from billing.usage_totals import HOUR, hour_of
@@ -86,7 +86,7 @@ def _roll_up_batch(tx: Connection, database: Database, batch: int) -> int:
     rows = tx.execute(_waiting(database, batch)).all()
     if not rows:
         return 0
-    tx.execute(update(_record).where(_record.c.id.in_([row.id for row in rows])).values(rolled_up=True))
+    tx.execute(update(_record).where(_record.c.id.in_([row.id for row in rows])).values(rolled_up=True, announced=True))
     part = _add_up(tx, rows)
     for key in sorted(part.sums):  # in this order, as other passes lock them
         _add(tx, key, part.sums[key])
@@ -95,6 +95,7 @@ def _roll_up_batch(tx: Connection, database: Database, batch: int) -> int:
     now = database.now(tx)
     for entry in part.uncharged:
         ledger.append_once(tx, entry, now=now)
+    cloud_events.announce_operations(tx, [row.id for row in rows if not row.announced], now=now)
     return len(rows)
 
 

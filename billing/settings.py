@@ -27,3 +27,4 @@ class BillingSettings(BaseSettings):
     webhook_private_addresses: bool = Field(
         False, description="webhooks may be on this machine and in private networks; else only at public addresses"
     )
+    event_source: str = Field("/piecework", description="`source` of usage events: says which deployment they are from")

@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy import BigInteger, Connection, Row, case, func, literal, or_, select, true, type_coerce, union, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from billing import ledger, money, rate_cards, rating
+from billing import cloud_events, ledger, money, rate_cards, rating
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind, NewEntry
 from billing.rate_cards import DatedCard
@@ -178,7 +178,7 @@ def _dimensions(row: Row[Any]) -> Dimensions:
 def _charge(tx: Connection, hour: datetime, kept: Sequence[_Kept], *, now: datetime) -> None:
     """Write the rows that are not there yet, and their charges, at the prices in force when the hour began."""
     cards: dict[str, DatedCard] = {}
-    entries = []
+    entries, written = [], []
     for part in kept:
         account_id = part.whom.account_id
         if account_id not in cards:
@@ -189,6 +189,8 @@ def _charge(tx: Connection, hour: datetime, kept: Sequence[_Kept], *, now: datet
             log.error("storage_charge_too_large", run=part.whom.run_id, hour=hour.isoformat(), error=str(error))
             units = 0
         usage_id = _insert(tx, hour, part)
+        if usage_id is not None:
+            written.append(usage_id)
         if usage_id is not None and units:
             source, card_id = storage_source(usage_id), cards[account_id].id
             entry = NewEntry(
@@ -196,6 +198,7 @@ def _charge(tx: Connection, hour: datetime, kept: Sequence[_Kept], *, now: datet
             )
             entries.append(entry)
     ledger.append(tx, entries, now=now)
+    cloud_events.announce_storage(tx, written, now=now)
 
 
 def _insert(tx: Connection, hour: datetime, part: _Kept) -> int | None:

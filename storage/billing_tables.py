@@ -48,6 +48,7 @@ usage_record = Table(
     Column("worker_id", String(128), nullable=False),
     Column("finished_at", Timestamp, nullable=False),
     Column("rolled_up", Boolean, nullable=False, server_default=text("false")),
+    Column("announced", Boolean, nullable=False, server_default=text("false")),  # webhooks are told of it, once
     Index("ix_usage_record_account_finished", "account_id", "finished_at"),
     Index("ix_usage_record_run", "run_id"),
     Index(

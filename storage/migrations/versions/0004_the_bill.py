@@ -27,7 +27,7 @@ GUARDS = {
 NEW_COLUMNS = {
     "run": ("budget_refused_seq", "budget_refused_at"),
     "session": ("batch",),
-    "usage_record": ("project_id", "api_key_id", "batch", "rolled_up"),
+    "usage_record": ("project_id", "api_key_id", "batch", "rolled_up", "announced"),
     "worker": ("work_number", "under_way_ns", "rolled_up_ns"),
 }
 NEW_TABLES = (
@@ -321,7 +321,8 @@ def upgrade() -> None:
     op.add_column("usage_record", sa.Column("project_id", sa.String(length=64), nullable=True))
     op.add_column("usage_record", sa.Column("api_key_id", sa.BigInteger(), nullable=True))
     op.add_column("usage_record", sa.Column("batch", sa.String(length=128), nullable=True))
-    op.add_column("usage_record", sa.Column("rolled_up", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    for name in ("rolled_up", "announced"):
+        op.add_column("usage_record", sa.Column(name, sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.create_index(
         "ix_usage_record_open_account",
         "usage_record",
