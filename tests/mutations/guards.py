@@ -15,6 +15,7 @@ _JOURNAL = "tests/contracts/test_journal.py"
 _OBJECTS = "tests/contracts/test_objects_of_rows.py"
 _COMMIT = "tests/worker/test_commit.py"
 _DEATHS = "tests/contracts/test_deaths.py"
+_METERING = "tests/contracts/test_storage_metering.py"
 _LOOP = "tests/worker/test_loop.py"
 _SWEEPER = "tests/jobs/test_sweeper.py"
 _BILL = "tests/properties/test_journal_machine.py::test_no_history_moves_the_bill_by_a_unit_of_the_last_digit"
@@ -278,6 +279,41 @@ BILLING = (
         "what rounding to cents gives or takes would be in no sum",
         (Change("billing/issuing.py", "ledger.append(tx, [_rounding(", "(lambda *_, **__: None)(tx, [_rounding("),),
         (_BILL,),
+    ),
+    Guard(
+        "the end of a checkpoint's span",
+        "a checkpoint would be charged for ever after it was deleted",
+        (Change("storage/checkpoints.py", "storage_spans.end(tx, row.id, at=now)", "pass"),),
+        (
+            "tests/contracts/test_storage_spans.py::"
+            "test_a_span_begins_with_its_checkpoint_and_ends_when_that_is_deleted",
+            f"{_METERING}::test_what_is_deleted_within_an_hour_is_charged_until_then",
+        ),
+    ),
+    Guard(
+        "one row per run and hour of storage",
+        "an hour that two workers meter would be charged twice",
+        (
+            Change("billing/storage_metering.py", ".on_conflict_do_nothing()", ""),
+            Change(
+                _BILL_TABLES,
+                'sa.UniqueConstraint("hour", "run_id", "kind", name=op.f("uq_storage_usage_hour_run_id_kind")),',
+                "",
+            ),
+        ),
+        (f"{_METERING}::test_metering_twice_is_metering_once",),
+    ),
+    Guard(
+        "the card of the hour",
+        "storage that is metered late would be charged at prices that came after it",
+        (
+            Change(
+                "billing/storage_metering.py",
+                "rate_cards.in_force(tx, account_id, at=hour)",
+                "rate_cards.in_force(tx, account_id, at=now)",
+            ),
+        ),
+        (f"{_METERING}::test_an_hour_is_priced_by_the_card_in_force_when_it_began",),
     ),
 )
 
