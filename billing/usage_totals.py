@@ -49,7 +49,7 @@ class Scope:
     """Whose usage, and when; None is any.
 
     Attributes:
-        run_id: a run, samples drawn from its weights included.
+        run_id, run_ids: a run or any of these, samples drawn from their weights included.
         since, until: what finished from the one on and before the other; storage counts with the beginning of its hour.
     """
 
@@ -59,6 +59,7 @@ class Scope:
     session_id: str | None = None
     batch: str | None = None
     run_id: str | None = None
+    run_ids: Sequence[str] | None = None
     since: datetime | None = None
     until: datetime | None = None
 
@@ -186,7 +187,8 @@ def _or_none(table: Table) -> list[ColumnElement[Any]]:
 
 def _of(scope: Scope, table: Table) -> list[ColumnElement[bool]]:
     names = ("account_id", "project_id", "api_key_id", "session_id", "batch", "run_id")
-    return [table.c[name] == value for name in names if (value := getattr(scope, name)) is not None]
+    wanted = [table.c[name] == value for name in names if (value := getattr(scope, name)) is not None]
+    return wanted + ([] if scope.run_ids is None else [table.c.run_id.in_(scope.run_ids)])
 
 
 def _finished_between(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:

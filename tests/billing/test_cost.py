@@ -3,10 +3,12 @@
 from datetime import timedelta
 from decimal import Decimal
 
-from billing import cost, rate_cards
+import sqlalchemy
+
+from billing import cost, rate_cards, rollups
 from billing.usage_totals import Scope
 from storage.database import Database
-from tests.factories import NOW, bill, make_operation, make_run, make_usage
+from tests.factories import NOW, bill, make_operation, make_run, make_session, make_usage
 
 CARD = """
 [device_seconds]
@@ -48,3 +50,25 @@ def test_a_report_lists_every_kind_and_adds_up(database: Database) -> None:
     }
     assert report.as_json()["rows"][0]["cost"] == "3.5"
     assert (nothing.cost, nothing.operations, list(nothing.rows)) == (0, 0, [])
+
+
+def test_a_page_of_runs_is_added_up_in_one_statement(database: Database) -> None:
+    # given runs of which one has cost nothing, some rolled up and some not
+    with database.begin() as tx:
+        rate_cards.add(tx, CARD, now=NOW - timedelta(hours=1))
+        session = make_session(tx)
+        runs = [make_run(tx, session=session, model_seq_id=number) for number in range(5)]
+        for number, run in enumerate(runs[:4]):
+            bill(tx, run, make_operation(tx, run), make_usage(device_ns=2 * number * 10**9))
+    rollups.roll_up(database, pass_s=60)
+    with database.begin() as tx:
+        bill(tx, runs[0], make_operation(tx, runs[0], 1), make_usage(tokens_trained=10**6))
+    statements: list[str] = []
+    with database.read() as tx:
+        sqlalchemy.event.listen(tx, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+        # when
+        costs = cost.of_runs(tx, session.account_id, [run.id for run in runs])
+        # then
+        assert len(statements) == 1
+        assert [costs[run.id] for run in runs] == [2, 1, 2, 3, 0]
+        assert [cost.report(tx, Scope(run_id=run.id)).cost for run in runs] == [2, 1, 2, 3, 0]
