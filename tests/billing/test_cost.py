@@ -62,13 +62,13 @@ def test_a_page_of_runs_is_added_up_in_one_statement(database: Database) -> None
             bill(tx, run, make_operation(tx, run), make_usage(device_ns=2 * number * 10**9))
     rollups.roll_up(database, pass_s=60)
     with database.begin() as tx:
-        bill(tx, runs[0], make_operation(tx, runs[0], 1), make_usage(tokens_trained=10**6))
+        bill(tx, runs[0], make_operation(tx, runs[0], 1), make_usage(device_ns=0, tokens_trained=10**6))
     statements: list[str] = []
     with database.read() as tx:
         sqlalchemy.event.listen(tx, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
         # when
         costs = cost.of_runs(tx, session.account_id, [run.id for run in runs])
         # then
-        assert len(statements) == 1
+        assert len([text for text in statements if text.startswith("SELECT")]) == 1
         assert [costs[run.id] for run in runs] == [2, 1, 2, 3, 0]
         assert [cost.report(tx, Scope(run_id=run.id)).cost for run in runs] == [2, 1, 2, 3, 0]
