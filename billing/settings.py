@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,3 +29,8 @@ class BillingSettings(BaseSettings):
         False, description="webhooks may be on this machine and in private networks; else only at public addresses"
     )
     event_source: str = Field("/piecework", description="`source` of usage events: says which deployment they are from")
+    export_daily: Literal["csv", "parquet", "cloudevents"] | None = Field(
+        None,
+        description="every day's usage is put into the object store as csv, parquet or cloudevents; none: it is not",
+    )
+    export_kept_days: int = Field(30, gt=0, description="exports are deleted from the object store after so many days")

@@ -13,7 +13,7 @@ import structlog
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from billing import budgets, closing, reconciliation, rollups, storage_metering
+from billing import budgets, closing, exports, reconciliation, rollups, storage_metering
 from jobs.settings import JobsSettings
 from jobs.webhook_sender import WebhookSender
 from storage.open import Storage
@@ -76,6 +76,11 @@ def _forget_deliveries(storage: Storage, _settings: JobsSettings) -> bool:
     return True
 
 
+def _export_day(storage: Storage, _settings: JobsSettings) -> bool:
+    exports.store_yesterday(storage.database, storage.objects)
+    return True
+
+
 JOBS: Mapping[str, BillingJob] = {
     "roll_up": BillingJob(IntervalTrigger(seconds=60, timezone="UTC"), _roll_up),
     "close_months": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _close_months),
@@ -83,5 +88,6 @@ JOBS: Mapping[str, BillingJob] = {
     "reconcile": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _reconcile),
     "deliver_webhooks": BillingJob(IntervalTrigger(seconds=5, timezone="UTC"), _deliver_webhooks),
     "forget_deliveries": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _forget_deliveries),
+    "export_day": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _export_day),
 }
 """By name, as messages carry it."""

@@ -1,17 +1,18 @@
 """Jobs of the bill do what there is to do, and nothing twice."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select
 
-from billing import closing, invoices, ledger, reconciliation
+from billing import closing, exports, invoices, ledger, reconciliation, webhooks
 from jobs import billing_jobs
 from jobs.settings import JobsSettings
-from storage import billing_tables
+from storage import billing_tables, sweeper
 from storage.clock import FrozenClock
 from storage.open import Storage
 from tests.factories import bill, make_checkpoint, make_operation, make_run
+from tests.receiver import receiving
 
 
 @pytest.fixture
@@ -75,3 +76,42 @@ def _num(storage: Storage, table: object) -> int:
 def _now(storage: Storage) -> datetime:
     with storage.database.read() as tx:
         return storage.database.now(tx)
+
+
+def test_a_day_is_exported_once_when_it_is_over_if_settings_say_so(
+    charged: Storage, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    def exported() -> list[str]:
+        billing_jobs.run("export_day", charged, JobsSettings())
+        return [one.key for one in charged.objects.list("exports/")]
+
+    clock.advance((exports.SETTLED + timedelta(days=1)).total_seconds())
+    assert exported() == []
+    # When
+    monkeypatch.setenv("PIECEWORK_EXPORT_DAILY", "csv")
+    first = [exported() for _ in range(3)]
+    clock.advance(timedelta(days=1).total_seconds())
+    second = exported()
+    # Then
+    assert [len(keys) for keys in first] == [1, 1, 1]
+    assert len(second) == 2
+    assert [charged.objects.get(key).count(b"\n") for key in first[0]] == [2]
+    # And: it is deleted when it has expired
+    clock.advance(timedelta(days=40).total_seconds())
+    sweeper.sweep(charged.database, charged.objects, result_retention_s=1e9, sampling_session_idle_s=1e9, pass_s=60)
+    assert list(charged.objects.list("exports/")) == []
+
+
+def test_webhooks_are_told_by_a_job(charged: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    monkeypatch.setenv("PIECEWORK_WEBHOOK_PRIVATE_ADDRESSES", "true")
+    with receiving() as receiver:
+        with charged.database.begin() as tx:
+            webhooks.add(tx, None, f"{receiver.url}/ok", ["usage"], now=charged.database.now(tx))
+        # When
+        for job in ("roll_up", "deliver_webhooks", "deliver_webhooks", "forget_deliveries"):
+            assert billing_jobs.run(job, charged, JobsSettings())
+        # Then
+        (message,) = receiver.received
+        assert message.headers["content-type"] == "application/cloudevents-batch+json"

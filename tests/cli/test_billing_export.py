@@ -1,0 +1,72 @@
+"""Usage exported on the command line, without a running service."""
+
+from __future__ import annotations
+
+import csv
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+from sqlalchemy import update
+
+from storage import billing_tables
+from storage.open import open_storage
+from storage.settings import StorageSettings
+from tests.cli.test_admin import run, run_json
+from tests.cli.test_invoices import use
+
+
+@pytest.fixture
+def cost(tmp_path: Path) -> Decimal:
+    """What the account `ada` has been charged."""
+    use(tmp_path)
+    return Decimal(run_json(tmp_path, "cost", "--account", "ada")["total"]["cost"])
+
+
+def test_usage_is_written_to_a_file_in_each_format(tmp_path: Path, cost: Decimal) -> None:
+    for file_format in ("csv", "parquet", "cloudevents"):
+        # When
+        path = tmp_path / f"usage.{file_format}"
+        arguments = ("--from", "24h", "--format", file_format, "--account", "ada", "--output", str(path))
+        done = run_json(tmp_path, "billing", "export", *arguments)
+        # Then
+        assert done == {"lines": 1, "file": str(path)}
+    with (tmp_path / "usage.csv").open(newline="") as file:
+        assert [Decimal(row["charge"]) for row in csv.DictReader(file)] == [cost]
+    assert parquet.read_table(tmp_path / "usage.parquet")["charge"].to_pylist() == [cost]
+    event = json.loads((tmp_path / "usage.cloudevents").read_text())
+    assert Decimal(event["data"]["charge"]) == cost
+
+
+def test_usage_is_put_into_the_object_store_and_its_key_is_printed(tmp_path: Path, cost: Decimal) -> None:
+    # When
+    done = run(tmp_path, "billing", "export", "--from", "24h")
+    # Then
+    assert done.exit_code == 0, done.output
+    key = done.stdout.strip()
+    storage = open_storage(StorageSettings(data_dir=tmp_path))
+    (row,) = csv.DictReader(storage.objects.get(key).decode().splitlines())
+    storage.close()
+    assert Decimal(row["charge"]) == cost
+
+
+def test_a_period_that_ends_before_it_begins_is_refused(tmp_path: Path) -> None:
+    refused = run(tmp_path, "billing", "export", "--from", "2026-02-01", "--to", "2026-01-01")
+    assert refused.exit_code == 1
+    assert "must be before --to" in refused.output
+
+
+def test_rollups_are_made_anew(tmp_path: Path, cost: Decimal) -> None:
+    # Given: sums that something else has spoilt
+    run_json(tmp_path, "billing", "rebuild-rollups")
+    storage = open_storage(StorageSettings(data_dir=tmp_path))
+    with storage.database.begin() as tx:
+        tx.execute(update(billing_tables.usage_rollup).values(charge=0))
+    storage.close()
+    assert Decimal(run_json(tmp_path, "cost", "--account", "ada")["total"]["cost"]) == 0
+    # When
+    assert run_json(tmp_path, "billing", "rebuild-rollups") == {"rebuilt": True}
+    # Then
+    assert Decimal(run_json(tmp_path, "cost", "--account", "ada")["total"]["cost"]) == cost
