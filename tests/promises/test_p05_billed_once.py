@@ -22,6 +22,8 @@ Undisturbed = tuple[list[Any], list[list[tuple[Any, ...]]]]
 TRAINING = (Point.TURN_STARTED, Point.TURN_COMPUTED, Point.COMMIT_WRITTEN, Point.COMMITTED, Point.TAIL_REPLAYED)
 SAMPLING = (Point.CLAIMED, Point.SAMPLES_DRAWN, Point.SAMPLE_COMMIT_WRITTEN, Point.SAMPLES_COMMITTED)
 
+SAVING = (Point.UPLOAD_PUT, Point.COMMIT_WRITTEN)
+
 
 def test_training_costs_the_same_wherever_its_workers_are_killed(
     service: Deployment, wire: PatientWire, undisturbed: Undisturbed
@@ -67,6 +69,34 @@ def test_samples_cost_the_same_wherever_their_workers_are_killed(service: Deploy
         assert wire.result(request_id)["sequences"] == sequences
         (operation,) = billed(service, request_id=request_id)
         assert operation.amounts == expected.amounts
+
+
+def test_a_checkpoint_is_kept_from_its_commit_on_wherever_its_workers_are_killed(
+    service: Deployment, wire: PatientWire
+) -> None:
+    # given saves whose workers are killed before, between and after the objects and their row
+    run = wire.run()
+    for seq, point in enumerate(SAVING, start=1):
+        service.arm(point)
+        request_id = wire.submit("save_weights", {"model_id": run, "seq_id": seq, "path": f"kept-{seq}"})
+        service.fired(point)
+        wire.result(request_id)
+
+    # when what is kept is held against what is charged by its bytes and time
+    span, checkpoint = billing_tables.storage_span.c, tables.checkpoint.c
+    with service.storage() as storage, storage.database.read() as tx:
+        kept = tx.execute(
+            select(checkpoint.id, checkpoint.size_bytes, checkpoint.created_at)
+            .where(checkpoint.run_id == run)
+            .order_by(checkpoint.id)
+        ).all()
+        spans = tx.execute(
+            select(span.checkpoint_id, span.size_bytes, span.since).where(span.run_id == run).order_by(span.id)
+        ).all()
+
+    # then each is kept once, since it was committed, and what died before left nothing
+    assert len(kept) == len(SAVING)
+    assert spans == kept
 
 
 def test_what_fails_is_not_billed(service: Deployment, wire: PatientWire) -> None:
