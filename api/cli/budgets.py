@@ -28,9 +28,11 @@ def budgets() -> None:
 @budgets.command()
 @click.argument("cap")
 @account_option
-@click.option("--scope", type=click.Choice(list(Scope)), default=Scope.ACCOUNT, show_default=True, help="What it caps.")
+@click.option(
+    "--scope", type=click.Choice([*map(str, Scope)]), default="account", show_default=True, help="What it caps."
+)
 @click.option("--id", "scope_id", help="Which project, key (its number), session, run or batch (its name).")
-@click.option("--period", type=click.Choice(list(Period)), default=Period.NONE, show_default=True, help="UTC.")
+@click.option("--period", type=click.Choice([*map(str, Period)]), default="none", show_default=True, help="UTC.")
 @click.option("--soft", is_flag=True, help="Only tell, never pause.")
 @json_option
 @data_dir_option
