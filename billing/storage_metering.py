@@ -11,7 +11,7 @@ again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 GRACE = timedelta(minutes=5)
 """An hour is metered this long after its end: what was being saved or deleted in it is committed by then."""
-PAGE_RUNS = 200
+PAGE_RUNS = 100
 """Runs of one transaction."""
 CHECKPOINT, STATE = "checkpoint", "state"
 
@@ -89,20 +89,28 @@ def meter(database: Database, *, pass_s: float, page_runs: int = PAGE_RUNS) -> b
 
 def next_hour(tx: Connection) -> datetime | None:
     """The oldest hour that is not metered; None as long as nothing was ever kept."""
-    metered = tx.execute(select(func.max(_hour.c.hour, type_=Timestamp))).scalar_one()
-    if metered is not None:
-        return metered + HOUR  # type: ignore[no-any-return]
+    done = metered(tx)
+    if done is not None:
+        return done[1]
     firsts = (_span.c.since, _snapshot.c.created_at)
     moments = [tx.execute(select(func.min(first, type_=Timestamp))).scalar_one() for first in firsts]
     return min((hour_of(moment) for moment in moments if moment is not None), default=None)
 
 
-def checkpoint_byte_seconds(tx: Connection, hour: datetime, run_ids: Sequence[str]) -> dict[str, int]:
-    """What these runs kept in checkpoints in an hour."""
-    start, end = literal(hour, Timestamp), literal(hour + HOUR, Timestamp)
-    until = case((or_(_span.c.until.is_(None), _span.c.until > end), end), else_=_span.c.until)
-    since = case((_span.c.since < start, start), else_=_span.c.since)
-    seconds = type_coerce(until, BigInteger) // _SECOND_US - type_coerce(since, BigInteger) // _SECOND_US
+def metered(tx: Connection) -> tuple[datetime, datetime] | None:
+    """From when to when all hours are metered; None if none is."""
+    first, last = tx.execute(select(func.min(_hour.c.hour, type_=Timestamp), func.max(_hour.c.hour))).one()
+    return None if first is None else (first, last + HOUR)
+
+
+def checkpoint_byte_seconds(
+    tx: Connection, run_ids: Sequence[str], *, since: datetime, until: datetime
+) -> Mapping[str, int]:
+    """What these runs kept in checkpoints between two moments; those that kept nothing are left out."""
+    start, end = literal(since, Timestamp), literal(until, Timestamp)
+    last = case((or_(_span.c.until.is_(None), _span.c.until > end), end), else_=_span.c.until)
+    first = case((_span.c.since < start, start), else_=_span.c.since)
+    seconds = type_coerce(last, BigInteger) // _SECOND_US - type_coerce(first, BigInteger) // _SECOND_US
     # In two halves: 64 bits hold 2.5 PB for an hour, and SQLite would go on in floating point.
     halves = func.sum(_span.c.size_bytes // _GB * seconds), func.sum(_span.c.size_bytes % _GB * seconds)
     query = select(_span.c.run_id, *halves).where(
@@ -144,7 +152,10 @@ def _runs_after(tx: Connection, after: str, limit: int) -> Sequence[str]:
 
 
 def _kept(tx: Connection, hour: datetime, run_ids: Sequence[str]) -> list[_Kept]:
-    by_kind = {CHECKPOINT: checkpoint_byte_seconds(tx, hour, run_ids), STATE: _state_byte_seconds(tx, hour, run_ids)}
+    by_kind = {
+        CHECKPOINT: checkpoint_byte_seconds(tx, run_ids, since=hour, until=hour + HOUR),
+        STATE: _state_byte_seconds(tx, hour, run_ids),
+    }
     whom = {row.run_id: row for row in tx.execute(_runs(run_ids))}
     return [
         _Kept(kind, byte_seconds, _dimensions(whom[run_id]), whom[run_id].base_model)

@@ -159,7 +159,16 @@ def test_a_charge_whose_storage_was_taken_away_is_found(database: Database, run:
         row = tx.execute(select(USAGE.c.id).where(USAGE.c.run_id == run.id, USAGE.c.kind == "checkpoint")).first()
         assert row is not None
         tx.execute(sqlalchemy.delete(USAGE).where(USAGE.c.id == row.id))
-        assert found(tx) == [(Wrong.WITHOUT_USAGE, f"storage:{row.id}")]
+        assert found(tx) == [(Wrong.BYTES, f"storage of {run.id}"), (Wrong.WITHOUT_USAGE, f"storage:{row.id}")]
+
+
+def test_an_hour_that_was_taken_away_with_its_charge_is_found(database: Database, run: Run) -> None:
+    with altered(database) as tx:
+        row = tx.execute(select(USAGE.c.id).where(USAGE.c.run_id == run.id, USAGE.c.kind == "checkpoint")).first()
+        assert row is not None
+        tx.execute(sqlalchemy.delete(ENTRY).where(ENTRY.c.storage_usage_id == row.id))
+        tx.execute(sqlalchemy.delete(USAGE).where(USAGE.c.id == row.id))
+        assert found(tx) == [(Wrong.BYTES, f"storage of {run.id}")]
 
 
 def test_an_invoice_has_a_line_for_storage_that_leads_to_its_hours(database: Database, run: Run) -> None:
