@@ -13,6 +13,11 @@ from decimal import Decimal
 
 import pytest
 
+from billing import rate_cards, storage_metering
+from billing.usage_totals import hour_of
+from storage.accounts import get_account
+from storage.clock import FrozenClock
+from tests.factories import make_checkpoint, make_run, make_session
 from tests.setups.deployment import Deployment
 from tests.wire.conftest import Wire
 from tests.wire.test_older_clients import TEXT, training_input
@@ -22,9 +27,10 @@ pytestmark = pytest.mark.processes
 HOUR = timedelta(hours=1)
 
 
-def tinker_cli(service: Deployment, *arguments: str) -> str:
+def tinker_cli(service: Deployment, *arguments: str, key: str = "") -> str:
     """What the SDK's command prints."""
-    environment = os.environ | {"TINKER_BASE_URL": service.url, "TINKER_API_KEY": service.api_key, "COLUMNS": "400"}
+    key = key or service.api_key
+    environment = os.environ | {"TINKER_BASE_URL": service.url, "TINKER_API_KEY": key, "COLUMNS": "400"}
     command = [sys.executable, "-m", "tinker.cli", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -68,3 +74,31 @@ def test_tinker_billing_agrees_with_what_was_charged(wire: Wire, service: Deploy
     assert item["checkpoint_count"] >= len(stored) > 0
     assert item["size_bytes"] >= sum(checkpoint["size_bytes"] for checkpoint in stored)
     assert tinker_cli(service, "billing", "checkpoint-storage")
+
+
+def test_tinker_billing_shows_storage_as_it_was_metered(service: Deployment) -> None:
+    # Given: an account that keeps a checkpoint, at a price of its own, and two hours in which nothing else happens
+    name = f"keeper-{os.getpid()}"
+    key = service.create_account(name)
+    with service.storage() as storage:
+        now = storage.database.clock.now()
+        hour = hour_of(now)
+        with storage.database.begin() as tx:
+            account = get_account(tx, name)
+            rate_cards.add(tx, '[gigabyte_months]\ncheckpoint = "720000"', now=now, account_id=account.id, lead_s=0)
+            run = make_run(tx, session=make_session(tx, account, now=now), now=now)
+            make_checkpoint(tx, run, now=now)
+        storage.database.clock = FrozenClock(hour + 2 * HOUR + storage_metering.GRACE)
+        while not storage_metering.meter(storage.database, pass_s=60):
+            pass
+    # When
+    window = [moment.isoformat() for moment in (hour, hour + 2 * HOUR)]
+    *_, event = json.loads(tinker_cli(service, "--format", "json", "billing", "usage", *window, key=key))["data"]
+    (kept,) = json.loads(tinker_cli(service, "--format", "json", "billing", "checkpoint-storage", key=key))["data"]
+    cost = service.command_json("cost", "--account", name, "--since", (hour + HOUR).isoformat())["total"]
+    # Then: 10 bytes for an hour
+    assert (kept["checkpoint_count"], kept["size_bytes"]) == (1, 10)
+    assert event["event_info"]["gigabyte_hours"] == kept["size_bytes"] / 10**9
+    assert Decimal(str(event["estimated_cost_usd"])) == Decimal(cost["cost"]) == Decimal("0.00001")
+    assert kept["estimated_monthly_cost_usd"] == pytest.approx(720 * event["estimated_cost_usd"])
+    assert cost["byte_seconds"] == kept["size_bytes"] * 3600
