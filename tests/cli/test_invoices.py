@@ -7,14 +7,18 @@ import json
 from decimal import Decimal
 from pathlib import Path
 
-from billing import money
+from sqlalchemy import update
+
+from billing import money, rate_cards, storage_metering
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind, NewEntry, append
+from billing.usage_totals import HOUR, hour_of
+from storage import billing_tables, checkpoints
 from storage.migrate import migrate
 from storage.open import open_storage
 from storage.settings import StorageSettings
 from tests.cli.test_admin import run, run_json
-from tests.factories import bill, make_account, make_operation, make_run, make_usage
+from tests.factories import bill, make_account, make_checkpoint, make_operation, make_run, make_usage
 
 
 def use(data_dir: Path) -> None:
@@ -29,6 +33,52 @@ def use(data_dir: Path) -> None:
         bill(tx, ours, operation, make_usage(device_ns=30 * 10**9, tokens_trained=10**6), now=now)
         append(tx, [NewEntry(EntryKind.TOP_UP, "topup:1", Dimensions(account.id), -money.SCALE)], now=now)
     storage.close()
+
+
+def keep(data_dir: Path) -> None:
+    """An account that has kept 2 GB for two hours, at 0.36 a month, three hours ago."""
+    storage = open_storage(StorageSettings(data_dir=data_dir))
+    migrate(storage.database)
+    since = hour_of(storage.database.clock.now()) - 3 * HOUR
+    with storage.database.begin() as tx:
+        rate_cards.add(tx, '[gigabyte_months]\ncheckpoint = "0.36"', now=since - HOUR)
+        ours = make_run(tx, make_account(tx, "ada"), now=since)
+        path = make_checkpoint(tx, ours, now=since).path
+        tx.execute(update(billing_tables.storage_span).values(size_bytes=2 * 10**9))
+        checkpoints.remove(tx, ours.account_id, path, now=since + 2 * HOUR)
+    while not storage_metering.meter(storage.database, pass_s=60):
+        pass
+    storage.close()
+
+
+def test_storage_is_on_the_bill_wherever_one_looks(tmp_path: Path) -> None:
+    # Given
+    keep(tmp_path)
+    # When
+    table = run(tmp_path, "cost", "--account", "ada").stdout
+    report = run_json(tmp_path, "cost")
+    checked = run_json(tmp_path, "billing", "verify")
+    run_json(tmp_path, "invoices", "close", "--account", "ada")
+    (line,) = run_json(tmp_path, "invoices", "show", "1")["lines"]
+    traced = run_json(tmp_path, "invoices", "show", "1", "--trace", "1")["entries"]
+    shown = run(tmp_path, "invoices", "show", "1", "--trace", "1").stdout
+    pdf = run(tmp_path, "invoices", "show", "1", "--pdf", str(tmp_path / "1.pdf"))
+    # Then: 4 GB-hours of the 720 of a GB-month
+    assert "checkpoint_storage" in table
+    assert "GB-hours" in table
+    assert "4.000" in table
+    (row,) = report["rows"]
+    assert (row["byte_seconds"], row["cost"]) == (4 * 3600 * 10**9, "0.002")
+    assert checked["differences"] == []
+    assert (line["storage"], line["quantities"], line["amount"]) == (
+        "checkpoint",
+        {"byte_seconds": str(4 * 3600 * 10**9)},
+        "0.002",
+    )
+    assert [(entry["storage_byte_seconds"], entry["amount"]) for entry in traced] == [(2 * 3600 * 10**9, "0.001")] * 2
+    assert "storage_byte_seconds" in shown
+    assert "usage_device_ns" not in shown
+    assert pdf.exit_code == 0, pdf.output
 
 
 def test_an_invoice_is_closed_shown_and_credited(tmp_path: Path) -> None:
