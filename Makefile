@@ -16,10 +16,10 @@ EXAMPLES   ?= 500
 .DEFAULT_GOAL := help
 .PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-properties \
 	test-mutations chaos check lint types imports format proto clean bench-deterministic \
-	bench-durability bench-recovery bench-state-io
+	bench-durability bench-recovery bench-state-io bench-usage-history
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ------------------------------------------------------------------------------------------------------------- set-up
 
@@ -97,6 +97,9 @@ bench-recovery: install ## kill -9 of the worker until work goes on, with a warm
 
 bench-state-io: install test-servers ## save and load of a run's state against the object store's own put and get
 	@$(BIN)/python -m benchmarks.state_io $(ARGS)
+
+bench-usage-history: install test-servers ## a day's usage from a million records and from ten million (20 GB): ARGS="--records 2000000"
+	@$(BIN)/python -m benchmarks.usage_history $(ARGS)
 
 # ------------------------------------------------------------------------------------------------------------- checks
 

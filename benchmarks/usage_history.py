@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 url = server.create_database() if server else f"sqlite:///{directory / f'{num_records}.db'}"
                 database = stack.enter_context(closing(Database(url)))
                 histories.append(make_history(database, num_records, per_day=options.per_day, num_open=options.open))
-            rows += measure(name, *histories, options.repeats)
+            rows += measure(name, histories[0], histories[1], options.repeats)
             if options.explain:
                 plans.append(f"{name}\n{plan_of(histories[1])}")
     print(f"\n{describe()}; {options.per_day} records a day, {NUM_SESSIONS} sessions, {options.open} not rolled up; ")

@@ -1,4 +1,4 @@
-"""`tinker billing` of the installed SDK against a server: table, JSON and CSV, adding up to what was charged."""
+"""`tinker billing` of two versions of the SDK against a server: table, JSON, CSV, adding up to what was charged."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
+import tinker
 
-from billing import rate_cards, storage_metering
+from billing import ledger, money, rate_cards, storage_metering
 from billing.usage_totals import hour_of
+from storage import billing_tables
 from storage.accounts import get_account
 from storage.clock import FrozenClock
 from tests.factories import make_checkpoint, make_run, make_session
@@ -27,17 +31,58 @@ pytestmark = pytest.mark.processes
 HOUR = timedelta(hours=1)
 
 
-def tinker_cli(service: Deployment, *arguments: str, key: str = "") -> str:
-    """What the SDK's command prints."""
-    key = key or service.api_key
-    environment = os.environ | {"TINKER_BASE_URL": service.url, "TINKER_API_KEY": key, "COLUMNS": "400"}
-    command = [sys.executable, "-m", "tinker.cli", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+OLDER = "0.33.1"
+"""The first one whose usage tells costs."""
+VERSIONS = (tinker.__version__, OLDER)
+OLDER_SDK = Path(__file__).parents[2] / f".venv-sdk-{OLDER}"
 
 
-def test_tinker_billing_agrees_with_what_was_charged(wire: Wire, service: Deployment) -> None:
+@dataclass(frozen=True)
+class Cli:
+    """The command of a version of the SDK.
+
+    Attributes:
+        directory: which it is imported from; empty for the installed one.
+    """
+
+    version: str
+    directory: str = ""
+
+    def __call__(self, service: Deployment, *arguments: str, key: str = "") -> str:
+        """What it prints."""
+        environment = {
+            "TINKER_BASE_URL": service.url,
+            "TINKER_API_KEY": key or service.api_key,
+            "COLUMNS": "400",
+            "PYTHONPATH": self.directory,
+        }
+        command = [sys.executable, "-m", "tinker.cli", *arguments]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def cli_of(version: str) -> Cli:
+    """The installed SDK's command, or an older one's: it needs the same packages and is installed beside it."""
+    if version != OLDER:
+        return Cli(version)
+    if not (OLDER_SDK / f"tinker-{OLDER}.dist-info").exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--target", str(OLDER_SDK), f"tinker=={OLDER}"], check=True)
+    return Cli(OLDER, str(OLDER_SDK))
+
+
+@pytest.fixture(params=VERSIONS)
+def tinker_cli(request: pytest.FixtureRequest) -> Cli:
+    """The command of each version."""
+    return cli_of(request.param)
+
+
+def test_the_older_sdk_is_the_one_that_runs(tinker_cli: Cli, service: Deployment) -> None:
+    assert tinker_cli.version in tinker_cli(service, "version")
+
+
+def test_tinker_billing_agrees_with_what_was_charged(wire: Wire, service: Deployment, tinker_cli: Cli) -> None:
     # Given: a run that has trained, saved and been sampled from
     run = wire.run()
     wire.result(
@@ -66,6 +111,10 @@ def test_tinker_billing_agrees_with_what_was_charged(wire: Wire, service: Deploy
         cost
     )
     assert "sampling_sample" in table
+    # And: to the ledger's entries
+    with service.storage() as storage, storage.database.read() as tx:
+        units = ledger.total_units(tx, billing_tables.ledger_entry.c.session_id == wire.session)
+    assert money.from_units(units) == Decimal(cost)
     # And: what a run has cost was told with its step, and grows
     assert 0 < stepped["metrics"]["cost_usd"] < float(cost)
     # And
@@ -93,12 +142,18 @@ def test_tinker_billing_shows_storage_as_it_was_metered(service: Deployment) -> 
             pass
     # When
     window = [moment.isoformat() for moment in (hour, hour + 2 * HOUR)]
-    *_, event = json.loads(tinker_cli(service, "--format", "json", "billing", "usage", *window, key=key))["data"]
-    (kept,) = json.loads(tinker_cli(service, "--format", "json", "billing", "checkpoint-storage", key=key))["data"]
+    told = [
+        (
+            json.loads(cli(service, "--format", "json", "billing", "usage", *window, key=key))["data"],
+            json.loads(cli(service, "--format", "json", "billing", "checkpoint-storage", key=key))["data"],
+        )
+        for cli in map(cli_of, VERSIONS)
+    ]
     cost = service.command_json("cost", "--account", name, "--since", (hour + HOUR).isoformat())["total"]
     # Then: 10 bytes for an hour
-    assert (kept["checkpoint_count"], kept["size_bytes"]) == (1, 10)
-    assert event["event_info"]["gigabyte_hours"] == kept["size_bytes"] / 10**9
-    assert Decimal(str(event["estimated_cost_usd"])) == Decimal(cost["cost"]) == Decimal("0.00001")
-    assert kept["estimated_monthly_cost_usd"] == pytest.approx(720 * event["estimated_cost_usd"])
-    assert cost["byte_seconds"] == kept["size_bytes"] * 3600
+    for (*_, event), (kept,) in told:
+        assert (kept["checkpoint_count"], kept["size_bytes"]) == (1, 10)
+        assert event["event_info"]["gigabyte_hours"] == kept["size_bytes"] / 10**9
+        assert Decimal(str(event["estimated_cost_usd"])) == Decimal(cost["cost"]) == Decimal("0.00001")
+        assert kept["estimated_monthly_cost_usd"] == pytest.approx(720 * event["estimated_cost_usd"])
+        assert cost["byte_seconds"] == kept["size_bytes"] * 3600
