@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -352,17 +350,22 @@ def upgrade() -> None:
     op.add_column("worker", sa.Column("work_number", sa.BigInteger(), server_default="0", nullable=False))
     op.add_column("worker", sa.Column("under_way_ns", sa.BigInteger(), server_default="0", nullable=False))
     op.add_column("worker", sa.Column("rolled_up_ns", sa.BigInteger(), server_default="0", nullable=False))
-    # Storage counts from now on: nobody was told before that it would be charged.
-    kept = sa.text(
+    sqlite = op.get_bind().dialect.name == "sqlite"
+    op.execute(_open_spans(sqlite=sqlite))
+    for table, changed in GUARDS.items():
+        for statement in _sqlite_guards(table, changed) if sqlite else _postgres_guards(table, changed):
+            op.execute(statement)
+
+
+def _open_spans(*, sqlite: bool) -> str:
+    """Storage counts from now on: nobody was told before that it would be charged."""
+    now_s = "strftime('%s', 'now')" if sqlite else "floor(extract(epoch FROM clock_timestamp()))"
+    kept = (
         "INSERT INTO storage_span (checkpoint_id, account_id, run_id, size_bytes, since, until) "
         "SELECT id, account_id, run_id, size_bytes, :now, expires_at FROM checkpoint "
         "WHERE expires_at IS NULL OR expires_at > :now"
     )
-    op.get_bind().execute(kept, {"now": time.time_ns() // 1000})
-    sqlite = op.get_bind().dialect.name == "sqlite"
-    for table, changed in GUARDS.items():
-        for statement in _sqlite_guards(table, changed) if sqlite else _postgres_guards(table, changed):
-            op.execute(statement)
+    return kept.replace(":now", f"CAST({now_s} AS BIGINT) * 1000000")
 
 
 def _sqlite_guards(table: str, changed: str) -> tuple[str, ...]:
