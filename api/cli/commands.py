@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import click
+import structlog
 
 from api.cli.errors import one_line
 
@@ -64,3 +66,10 @@ def piecework() -> None:
     Start with `piecework serve`: it prints an address and an API key for the tinker SDK. Every command takes the data
     directory from --data-dir or PIECEWORK_DATA_DIR, and works before and while the service runs.
     """
+    _log_to_stderr()
+
+
+def _log_to_stderr() -> None:
+    """Standard output is for the answer alone; processes say later how they log."""
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
