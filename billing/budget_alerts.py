@@ -1,12 +1,13 @@
 """What budgets tell: a threshold that is reached, a pause, and its end; in the log and to webhooks.
 
-Told in the transaction that makes it so, with the budget's row locked: once, however often that is tried.
+Webhooks are told in the transaction that makes it so, with the budget's row locked: once, however often that is tried.
+The log is told once that transaction is committed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ import structlog
 from sqlalchemy import Connection
 
 from billing import rate_cards, webhooks
+from storage.database import after_commit
 
 log = structlog.get_logger()
 
@@ -26,20 +28,24 @@ def threshold_reached(
     Args:
         budget: as `Budget.as_json` has it, with its new amounts.
     """
-    log.warning("budget_threshold_reached", budget=budget["id"], account=account_id, percent=percent)
+    _log(tx, log.warning, "budget_threshold_reached", budget=budget["id"], account=account_id, percent=percent)
     _announce(tx, account_id, "budget.threshold_reached", budget, now=now, threshold_percent=percent)
 
 
 def paused(tx: Connection, account_id: str, budget: Mapping[str, Any], *, now: datetime) -> None:
     """What it covers waits from now on."""
-    log.warning("budget_paused", budget=budget["id"], account=account_id)
+    _log(tx, log.warning, "budget_paused", budget=budget["id"], account=account_id)
     _announce(tx, account_id, "budget.paused", budget, now=now)
 
 
 def resumed(tx: Connection, account_id: str, budget: Mapping[str, Any], *, now: datetime) -> None:
     """What it covers goes on: a top-up, another cap, a new period, or it was removed."""
-    log.info("budget_resumed", budget=budget["id"], account=account_id)
+    _log(tx, log.info, "budget_resumed", budget=budget["id"], account=account_id)
     _announce(tx, account_id, "budget.resumed", budget, now=now)
+
+
+def _log(tx: Connection, say: Callable[..., Any], event: str, **fields: Any) -> None:
+    after_commit(tx, lambda: say(event, **fields))
 
 
 def _announce(

@@ -3,8 +3,8 @@
 A hard cap that is spent pauses what it covers until it is raised, topped up or removed, or its period ends.
 
 What always holds: `spent` is the sum of the scope's ledger entries in the period, `held` the sum of the budget's holds;
-this module alone changes them, with the rows locked last in a transaction and in order of their ids, so that no two
-transactions wait for each other.
+this module alone changes them, with the rows locked in order of their ids and after all others of a transaction but a
+worker's, so that no two transactions wait for each other.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Period(StrEnum):
     MONTH = "month"
 
 
-_ENTRY_COLUMN = {
+ENTRY_COLUMN = {
     Scope.ACCOUNT: "account_id",
     Scope.PROJECT: "project_id",
     Scope.KEY: "api_key_id",
@@ -58,6 +58,7 @@ _ENTRY_COLUMN = {
     Scope.RUN: "run_id",
     Scope.BATCH: "batch",
 }
+"""What entries of a scope have in common."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Budget:
 
     def covers(self, whom: Dimensions) -> bool:
         """Whether what is charged to these counts."""
-        value = getattr(whom, _ENTRY_COLUMN[Scope(self.scope)])
+        value = getattr(whom, ENTRY_COLUMN[Scope(self.scope)])
         return whom.account_id == self.account_id and value is not None and str(value) == self.scope_id
 
     def has_room_for(self, units: int) -> bool:
@@ -164,7 +165,7 @@ def add(
         "is_hard": is_hard,
         "thresholds": list(thresholds),
         "period_start": start,
-        "spent": _clamp(_spent_since(tx, account_id, scope, scope_id, start)),
+        "spent": clamped(_spent_since(tx, account_id, scope, scope_id, start)),
     }
     added = insert(_table).values(**values, created_at=now).returning(_table.c.id)
     return Budget(id=tx.execute(added).scalar_one(), held=0, told_percent=0, **values)
@@ -283,7 +284,7 @@ def _release(tx: Connection, operation_ids: Sequence[int]) -> Mapping[int, int]:
 def _write(tx: Connection, budget: Budget) -> None:
     names = ("period_start", "told_percent")
     values = {name: getattr(budget, name) for name in names}
-    values |= {"spent": _clamp(budget.spent), "held": _clamp(budget.held)}
+    values |= {"spent": clamped(budget.spent), "held": clamped(budget.held)}
     tx.execute(update(_table).where(_table.c.id == budget.id).values(**values))
 
 
@@ -311,7 +312,7 @@ def _told(tx: Connection, budget: Budget, now: datetime) -> Budget:
     return replace(budget, told_percent=reached)
 
 
-def _clamp(units: int) -> int:
+def clamped(units: int) -> int:
     """As near as a row can say it: beyond `money.UNITS_MAX` a budget is exhausted, whatever its cap."""
     return max(-money.UNITS_MAX, min(money.UNITS_MAX, units))
 
@@ -324,7 +325,7 @@ def _percent(budget: Budget) -> int:
 
 
 def _spent_since(tx: Connection, account_id: str, scope: Scope, scope_id: str, start: datetime) -> int:
-    column = _entry.c[_ENTRY_COLUMN[scope]]
+    column = _entry.c[ENTRY_COLUMN[scope]]
     value: str | int = int(scope_id) if scope is Scope.KEY else scope_id
     query = select(*money.sum_columns(_entry.c.amount)).where(_entry.c.account_id == account_id, column == value)
     high, low = tx.execute(query.where(_entry.c.created_at >= start)).one()

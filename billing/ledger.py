@@ -101,10 +101,15 @@ def append(
 
 def append_once(tx: Connection, entry: NewEntry, *, now: datetime) -> bool:
     """Append an entry unless its source has one; returns whether it is new."""
-    new = rows.insert_if_absent(tx, _table, **_values(entry, now))
+    return append_missing(tx, [entry], now=now) == 1
+
+
+def append_missing(tx: Connection, entries: Sequence[NewEntry], *, now: datetime) -> int:
+    """Append those of the entries whose sources have none; returns how many that were."""
+    new = [entry for entry in entries if rows.insert_if_absent(tx, _table, **_values(entry, now))]
     if new:
-        budgets.book(tx, [(entry.dimensions, entry.units)], now=now)
-    return new
+        budgets.book(tx, [(entry.dimensions, entry.units) for entry in new], now=now)
+    return len(new)
 
 
 def find(tx: Connection, source: str) -> Entry | None:

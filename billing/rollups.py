@@ -90,11 +90,10 @@ def _roll_up_batch(tx: Connection, database: Database, batch: int) -> int:
     part = _add_up(tx, rows)
     for key in sorted(part.sums):  # in this order, as other passes lock them
         _add(tx, key, part.sums[key])
-    for worker_id, device_ns in sorted(part.device_ns_by_worker.items()):
-        _note_rolled_up(tx, worker_id, device_ns)
     now = database.now(tx)
-    for entry in part.uncharged:
-        ledger.append_once(tx, entry, now=now)
+    ledger.append_missing(tx, part.uncharged, now=now)
+    for worker_id, device_ns in sorted(part.device_ns_by_worker.items()):  # after budgets, as whoever commits work
+        _note_rolled_up(tx, worker_id, device_ns)
     cloud_events.announce_operations(tx, [row.id for row in rows if not row.announced], now=now)
     return len(rows)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
-from billing import invoices, money, rate_cards, rating, storage_metering
+from billing import budget_checks, invoices, money, rate_cards, rating, storage_metering
 from billing.charging import operation_source
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind
@@ -46,6 +46,7 @@ class Wrong(StrEnum):
     UNBILLED = "completed without usage"
     BYTES = "byte-seconds"
     INVOICE = "invoice"
+    BUDGET = "budget"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ def differences(
         seen(len(ids))
     for broken in invoices.check(tx):
         yield Difference(Wrong.INVOICE, f"{broken.where}: {broken.what}", None, broken.expected, broken.found)
+    for one in budget_checks.misfits(tx):
+        expected, found = (money.plain(money.from_units(units)) for units in (one.expected, one.found))
+        yield Difference(Wrong.BUDGET, f"budget:{one.budget_id}: {one.what}", None, expected, found)
 
 
 def _pages(tx: Connection, table: Any, page_rows: int) -> Iterator[Sequence[int]]:

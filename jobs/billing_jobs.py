@@ -13,7 +13,7 @@ import structlog
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from billing import budgets, closing, exports, reconciliation, rollups, storage_metering
+from billing import budget_checks, budgets, closing, exports, reconciliation, rollups, storage_metering
 from jobs.settings import JobsSettings
 from jobs.webhook_sender import WebhookSender
 from storage.open import Storage
@@ -71,6 +71,11 @@ def _deliver_webhooks(storage: Storage, _settings: JobsSettings) -> bool:
     return WebhookSender(storage.database).deliver_due(pass_s=PASS_S)
 
 
+def _release_holds(storage: Storage, _settings: JobsSettings) -> bool:
+    budget_checks.release_leftovers(storage.database)
+    return True
+
+
 def _forget_deliveries(storage: Storage, _settings: JobsSettings) -> bool:
     WebhookSender(storage.database).forget_old()
     return True
@@ -86,6 +91,7 @@ JOBS: Mapping[str, BillingJob] = {
     "close_months": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _close_months),
     "meter_storage": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _meter_storage),
     "reconcile": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _reconcile),
+    "release_holds": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _release_holds),
     "deliver_webhooks": BillingJob(IntervalTrigger(seconds=5, timezone="UTC"), _deliver_webhooks),
     "forget_deliveries": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _forget_deliveries),
     "export_day": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _export_day),

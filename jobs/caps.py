@@ -11,6 +11,7 @@ from billing.holds import OverBudgetError
 from billing.usage import Usage
 from jobs.operations import Body, ForwardBackward, OptimStep, Sample
 from storage import base_models, journal, runs
+from storage.journal import FINAL
 from storage.runs import Run, SamplingSession
 
 
@@ -25,8 +26,10 @@ def hold(tx: Connection, owner: Run | SamplingSession, request_id: str, body: Bo
     covering = budgets.lock(tx, [owner.account_id], now=now)
     if not covering:
         return
-    whom = dimensions.of_session(tx, owner.session_id)
     operation = journal.get_operation(tx, request_id)
+    if operation.status in FINAL:
+        return  # its run was never made: it failed as it was accepted, and nothing would ever release the hold
+    whom = dimensions.of_session(tx, owner.session_id)
     run_id = owner.id if isinstance(owner, Run) else owner.run_id
     whom = dimensions.Dimensions(**{**whom.__dict__, "run_id": run_id})
     bound = bound_of(body, context_length=_context_length(tx, owner.base_model))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ POSTGRES_IDLE_S = 10.0
 The locks of one that was stopped, or that a network has cut off, would otherwise keep its runs from being taken over.
 """
 READ_ONLY_SQLSTATE = "25006"
+_AFTER_COMMIT = "piecework_after_commit"
 
 
 class Database:
@@ -62,8 +63,11 @@ class Database:
             DatabaseUnavailableError: the database cannot be reached; trying again may help. Whether a commit that
                 raised it took effect is unknown: read back.
         """
+        calls: list[Callable[[], None]] = []
         with self._translated(), self.engine.begin() as tx:
-            yield tx
+            yield tx.execution_options(**{_AFTER_COMMIT: calls})
+        for call in calls:
+            call()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -104,6 +108,14 @@ class Database:
             if getattr(error.orig, "sqlstate", None) == READ_ONLY_SQLSTATE:
                 self.engine.dispose()  # connections to a server that leads no more: the next ones find the new leader
             raise DatabaseUnavailableError(self.url_without_password, str(error.orig)) from error
+
+
+def after_commit(tx: Connection, call: Callable[[], None]) -> None:
+    """Call this once the transaction has been committed, and never if it is rolled back.
+
+    If the database does not say whether the commit took effect, nothing is called.
+    """
+    tx.get_execution_options()[_AFTER_COMMIT].append(call)
 
 
 def _postgres_engine(url: sqlalchemy.URL, pool_size: int) -> sqlalchemy.Engine:

@@ -17,7 +17,7 @@ from api import futures
 from api.dependencies import CurrentKey, Joined, json_of
 from api.services import Services
 from api.wire import bodies
-from billing import budgets
+from jobs.cancel import cancel_sample
 from storage import journal
 from storage.journal import FINAL, Operation
 
@@ -47,11 +47,8 @@ def cancel_future(
 ) -> dict[str, Any]:
     """Cancel a sample that has no outcome; anything else is left as it is."""
     with services.database.begin() as tx:
-        operation = journal.get_operation(tx, body.request_id, account_id=key.account_id)
         now = services.database.now(tx)
-        cancelled = journal.cancel(tx, body.request_id, account_id=key.account_id, now=now)
-        if cancelled:
-            budgets.book(tx, [], now=now, ended={operation.id: operation.account_id})
+        cancelled = cancel_sample(tx, body.request_id, account_id=key.account_id, now=now)
     if cancelled:
         services.waiters.wake_from_thread([body.request_id])
     return {}

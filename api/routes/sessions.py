@@ -32,7 +32,7 @@ def create_session(
             api_key_id=key.id,
             now=services.database.now(tx),
             sdk_version=body.sdk_version[:64],
-            project_id=None if body.project_id is None else body.project_id[:64],
+            project_id=body.project_id,
             tags=body.tags,
             user_metadata=body.user_metadata,
             display_name=body.display_name,

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jobs.validation.errors import InvalidOperationError
+from storage.runs import BATCH_TAG
 
 TEXT_MAX = 1024
+PROJECT_MAX = 64
+BATCH_MAX = 128
 Id = Annotated[str, Field(min_length=1, max_length=192)]
 Text = Annotated[str, Field(max_length=TEXT_MAX)]
 Seq = Annotated[int, Field(ge=0, lt=2**63)]
@@ -71,8 +74,16 @@ class CreateSession(Body):
     tags: list[Text] = Field(default_factory=list, max_length=64)
     user_metadata: Metadata = Field(default_factory=dict)
     sdk_version: Text = ""
-    project_id: Id | None = None
+    project_id: Annotated[str, Field(min_length=1, max_length=PROJECT_MAX)] | None = None
     display_name: Text | None = None
+
+    @field_validator("tags")
+    @classmethod
+    def _batch_has_a_name(cls, tags: list[str]) -> list[str]:
+        for tag in tags:
+            if tag.startswith(BATCH_TAG) and not 0 < len(tag) - len(BATCH_TAG) <= BATCH_MAX:
+                raise ValueError(f"the name of a batch, after `{BATCH_TAG}`, has 1 to {BATCH_MAX} characters")
+        return tags
 
 
 class SessionOnly(Body):

@@ -22,6 +22,18 @@ def test_a_session_is_opened_once_per_idempotency_key(alice: Account, bob: Accou
     assert len({first, open_session(alice, "l"), open_session(bob, "k")}) == 3
 
 
+@pytest.mark.parametrize(
+    "asked", [{"tags": ["batch:" + "b" * 129]}, {"tags": ["a", "batch:"]}, {"project_id": "p" * 65}, {"project_id": ""}]
+)
+def test_a_batch_or_project_that_could_not_be_charged_is_refused(alice: Account, asked: dict[str, Any]) -> None:
+    answer = alice.post("create_session", {"sdk_version": "0.38.0", **asked})
+    assert answer.status_code == 400
+    assert next(iter(asked)) in answer.json()["detail"]
+    # and: the longest names are taken as they are
+    longest = {"sdk_version": "0.38.0", "tags": ["batch:" + "b" * 128], "project_id": "p" * 64}
+    assert alice.post("create_session", longest).status_code == 200
+
+
 def test_heartbeats_are_answered_until_the_session_is_finished(alice: Account) -> None:
     session = alice.session()
     beat = {"session_id": session, "type": "session_heartbeat"}

@@ -1,5 +1,6 @@
 """Budgets count every entry once, hold what is accepted, and begin anew with their period."""
 
+import contextlib
 import dataclasses
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -192,7 +193,7 @@ def test_device_time_is_estimated_from_the_last_operations(database: Database, r
 
 
 def test_each_threshold_is_told_of_once_in_a_period(database: Database, run: Run) -> None:
-    with database.begin() as tx, structlog.testing.capture_logs() as logs:
+    with structlog.testing.capture_logs() as logs, database.begin() as tx:
         # Given
         add(tx, run, 10, is_hard=False, period=Period.DAY)
         # When
@@ -201,3 +202,19 @@ def test_each_threshold_is_told_of_once_in_a_period(database: Database, run: Run
         train(tx, run, 5, 6, at=NOW + DAY)
     # Then
     assert [one["percent"] for one in logs if one["event"] == "budget_threshold_reached"] == [50, 80, 100, 50]
+
+
+def test_a_threshold_is_not_logged_where_what_reached_it_is_rolled_back(database: Database, run: Run) -> None:
+    # Given
+    with database.begin() as tx:
+        add(tx, run, 10)
+    # When
+    with structlog.testing.capture_logs() as logs:
+        with contextlib.suppress(ZeroDivisionError), database.begin() as tx:
+            train(tx, run, 1, 10)
+            raise ZeroDivisionError
+        # Then
+        assert logs == []
+        with database.begin() as tx:
+            train(tx, run, 1, 10)
+    assert [one["event"] for one in logs] == ["budget_threshold_reached", "budget_paused"]

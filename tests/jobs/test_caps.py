@@ -10,13 +10,14 @@ from billing.budgets import Budget, Scope
 from billing.holds import OverBudgetError
 from jobs import caps, sweeper
 from jobs.backlog import Backlog
-from jobs.operations import Kind
+from jobs.operations import Failure, Kind
 from jobs.reminders import Reminders
 from jobs.settings import JobsSettings
 from jobs.submit import Submitter
 from storage import journal
 from storage.clock import FrozenClock
 from storage.database import Database
+from storage.journal import Status
 from storage.open import Storage
 from storage.runs import ASKED_AGAIN_S, Run
 from tests.announcements import Announcements
@@ -109,6 +110,20 @@ def test_the_place_of_a_refused_operation_is_no_gap_while_its_client_asks(
     assert sweeper.close_gaps(database, lambda _: None, gap_timeout_s=60) == []
     clock.advance(ASKED_AGAIN_S + 1)
     assert sweeper.close_gaps(database, lambda _: None, gap_timeout_s=60) == [(run.id, 1)]
+
+
+def test_nothing_is_held_for_what_follows_in_a_run_that_was_never_made(
+    submitter: Submitter, database: Database, run: Run
+) -> None:
+    # Given
+    cap(database, run, 100)
+    submitter.training(run, 0, Failure("no such rank"), kind=Kind.CREATE_MODEL)
+    # When: it is accepted as failed, so nothing will ever release a hold
+    request_id = train(submitter, run, 1)
+    # Then
+    with database.read() as tx:
+        assert journal.get_operation(tx, request_id).status == Status.FAILED
+    assert held(database, run) == 0
 
 
 def test_a_sample_without_max_tokens_is_held_up_to_the_context(database: Database, run: Run) -> None:

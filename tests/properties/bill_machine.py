@@ -32,8 +32,8 @@ from billing.dimensions import Dimensions
 from billing.invoices import InvoiceError
 from billing.ledger import EntryKind, NewEntry
 from billing.usage import Usage
-from storage import billing_tables
-from storage.journal import Operation
+from storage import billing_tables, journal
+from storage.journal import FINAL, Operation
 from storage.open import Storage
 from tests.factories import make_usage
 from tests.properties.keeping_machine import CrashError, KeepingMachine
@@ -54,6 +54,11 @@ sampled = "7"
 checkpoint = "{0}.1"
 state = "900.7"
 """
+
+
+def _most(operation: Operation) -> int:
+    """What is held for an operation, in units."""
+    return operation.id * 999_999_937
 
 
 class BillMachine(KeepingMachine):
@@ -209,7 +214,22 @@ class BillMachine(KeepingMachine):
         ]
         found = budgets.list_budgets(tx, [self.account_id], now=self.database.now(tx))
         assert [budget.spent for budget in found] == expected
-        assert all(budget.held == 0 for budget in found)
+        account, _, batch = found
+        assert batch.held == 0
+        assert account.held == sum(_most(operation) for operation in self._waiting(tx))
+
+    def _accepted(self, tx: Connection, operation: Operation) -> None:
+        """What it may cost is held on the budgets that cover it, unless it was accepted as failed."""
+        if operation.status in FINAL:
+            return
+        whom = Dimensions(operation.account_id, run_id=operation.run_id)
+        locked = budgets.lock(tx, [operation.account_id], now=self.database.now(tx))
+        budgets.hold(tx, [one for one in locked if one.covers(whom)], operation.id, _most(operation))
+
+    def _waiting(self, tx: Connection) -> Sequence[Operation]:
+        """What was accepted and has no outcome."""
+        operations = (journal.get_operation(tx, request_id) for request_id in self.book.accepted)
+        return [operation for operation in operations if operation.status not in FINAL]
 
     def _what_was_issued_stays(self, tx: Connection) -> None:
         documents = {invoice.number: invoices.text(tx, invoice) for invoice in invoices.list_invoices(tx)}
@@ -230,6 +250,7 @@ class BillMachine(KeepingMachine):
         self.the_bill_adds_up()
         with self.database.read() as tx:
             assert not [row for row in self._entries() if row.invoice_id is None]
+            assert not self._waiting(tx)
             assert self._owed() == sum(invoice.units for invoice in invoices.list_invoices(tx))
 
     # --------------------------------------------------------------------------------------------------------- looking

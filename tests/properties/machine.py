@@ -18,9 +18,10 @@ from sqlalchemy import Connection, select
 
 from billing.usage import Usage
 from jobs import sweeper as jobs_sweeper
+from jobs.cancel import cancel_sample
 from jobs.operations import Failure, OptimStepOutcome, Outcome
 from storage import billing_tables, claims, deaths, journal, keys, leases, payloads, runs, snapshots, sweeper, tables
-from storage.errors import DatabaseUnavailableError, LeaseLostError, UploadGoneError
+from storage.errors import DatabaseUnavailableError, LeaseLostError, RowNotFoundError, UploadGoneError
 from storage.journal import Operation, Refusal
 from storage.leases import Lease
 from storage.open import Storage
@@ -121,11 +122,15 @@ class JournalMachine(RuleBasedStateMachine):
                 request_id, new = self._accept(tx, one)
                 if new:
                     payloads.name(tx, one.stored)
+                    self._accepted(tx, journal.get_operation(tx, request_id))
         except UploadGoneError:
             return  # it would put it once more: another rule does
         assert new == (request_id not in self.book.accepted) or not self._is_known(request_id)
         if new:
             self.book.accepted[request_id] = one.data
+
+    def _accepted(self, tx: Connection, operation: Operation) -> None:
+        """What else belongs into the transaction that accepts."""
 
     def _is_known(self, request_id: str) -> bool:
         """Whether a client was told of it; a gap that was closed is there without."""
@@ -170,9 +175,9 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(seq=SEQS)
     def cancel(self, seq: int) -> None:
         """A client cancels a sample, if it is there."""
-        with self.database.begin() as tx:
+        with contextlib.suppress(RowNotFoundError), self.database.begin() as tx:
             now = self.database.now(tx)
-            journal.cancel(tx, f"{self.sampling.id}:{seq}", account_id=self.sampling.account_id, now=now)
+            cancel_sample(tx, f"{self.sampling.id}:{seq}", account_id=self.sampling.account_id, now=now)
 
     # ---------------------------------------------------------------------------------------------------------- leases
 
