@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,15 +29,37 @@ TOKENS = 3 * 24
 """Of a step; each costs one."""
 
 
+HOUR_S, DAY_S = 3600.0, 86400.0
+ROOT = Path(__file__).parents[2]
+
+
+def deploy(directory: Path, model: Path, **settings: str) -> Deployment:
+    """A service where a trained token costs one, and nothing else does."""
+    (directory / "card.toml").write_text(CARD)
+    settings |= {"PIECEWORK_RATE_CARD": str(directory / "card.toml"), "PIECEWORK_SWEEP_S": "0.5", **NO_SPARE}
+    return Deployment(directory, model, settings=settings)
+
+
 @pytest.fixture(scope="module")
 def priced(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
-    """A service where a trained token costs one, and nothing else does."""
-    tmp_path = tmp_path_factory.mktemp("priced")
-    (tmp_path / "card.toml").write_text(CARD)
-    settings = {"PIECEWORK_RATE_CARD": str(tmp_path / "card.toml"), "PIECEWORK_SWEEP_S": "0.5", **NO_SPARE}
-    deployed = Deployment(tmp_path, tiny_model, settings=settings)
+    """One for all tests of this file."""
+    deployed = deploy(tmp_path_factory.mktemp("priced"), tiny_model)
     yield deployed
     deployed.close()
+
+
+@contextlib.contextmanager
+def hurried_script(service: Deployment, account: str) -> Iterator[Iterator[dict[str, Any]]]:
+    """What a script over its cap tells, whose SDK believes that time flies while it waits."""
+    api_key = service.create_account(account)
+    service.command("budgets", "add", str(2 * TOKENS), "--account", account)
+    command = [sys.executable, "-m", "tests.wire.hurried_script", service.url, api_key, str(STEPS)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as script:
+        assert script.stdout is not None
+        try:
+            yield map(json.loads, script.stdout)
+        finally:
+            script.kill()
 
 
 def losses(service: Deployment, api_key: str) -> list[tuple[float, float]]:
@@ -67,6 +94,31 @@ def test_a_script_over_its_cap_waits_and_ends_with_the_same_losses(priced: Deplo
         assert script.result(timeout=90) == losses(priced, priced.api_key)
     assert Decimal(standing()["spent"]) == 0
     assert Decimal(standing()["held"]) == 0
+
+
+def test_a_script_waits_much_longer_than_the_sdk_does_by_default(priced: Deployment) -> None:
+    # given
+    with hurried_script(priced, "patient") as told:
+        # when: by its own clock it has waited for a day
+        assert next(line for line in told if line["waited_s"] > DAY_S).keys() == {"waited_s"}
+        priced.command("billing", "topup", str(STEPS * TOKENS), "--account", "patient")
+        *_, last = told
+    # then
+    assert [tuple(pair) for pair in last["losses"]] == losses(priced, priced.api_key)
+
+
+def test_a_script_that_is_to_wait_for_an_hour_gives_up_after_it(tmp_path: Path, tiny_model: Path) -> None:
+    # given: what the SDK does by default, so the test above can fail
+    impatient = deploy(tmp_path, tiny_model, PIECEWORK_BUDGET_PAUSE_MAX_S=str(HOUR_S))
+    try:
+        # when
+        with hurried_script(impatient, "impatient") as told:
+            *_, last = told
+    finally:
+        impatient.close()
+    # then
+    assert "budget" in last["error"]
+    assert HOUR_S < last["waited_s"] < DAY_S
 
 
 def test_a_sample_over_its_cap_waits_too(priced: Deployment) -> None:
