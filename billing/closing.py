@@ -2,7 +2,7 @@
 
 A period takes all open entries that were made before its end, late ones of earlier periods too: what is committed
 after its period has been closed falls into the next one. A period is closed once, however often and from wherever it
-is asked.
+is asked. One whose total no row could hold is closed in parts, an invoice each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from sqlalchemy import Connection, func, select, update
 
-from billing import invoices, issuing
+from billing import invoices, issuing, ledger, money
 from billing.invoices import Invoice, InvoiceError, InvoiceKind
 from billing.money import AmountError
 from storage import billing_tables, tables
@@ -27,14 +27,14 @@ _entry = billing_tables.ledger_entry
 
 
 def close(tx: Connection, account_id: str, *, end: datetime, now: datetime) -> Invoice | None:
-    """Close the account's period that ends at this moment.
+    """Close the account's period that ends at this moment, or the first part of it if a total cannot hold it all.
 
     Returns:
         The invoice; None if nothing is open, or the period is closed already.
 
     Raises:
         InvoiceError: the period has not ended.
-        AmountError: the total is too large for a row: close a shorter period.
+        AmountError: entries of a single moment are too large for a total.
     """
     if end > now:
         raise InvoiceError(f"a period that ends at {end:%Y-%m-%d %H:%M:%S %Z} has not ended; choose an earlier end")
@@ -43,6 +43,7 @@ def close(tx: Connection, account_id: str, *, end: datetime, now: datetime) -> I
     first = first_open(tx, account_id)
     if first is None or first >= end or (before is not None and before.period_end >= end):
         return None
+    end = _fitting_end(tx, account_id, first, end)
     open_ = (_entry.c.account_id == account_id, _entry.c.invoice_id.is_(None), _entry.c.created_at < end)
     tx.execute(update(_entry).where(*open_).values(invoice_id=invoice_id))
     start = month_start(first) if before is None else max(before.period_end, month_start(first))
@@ -53,7 +54,7 @@ def close_due(database: Database, *, pass_s: float) -> bool:
     """Close all months that have ended and are not closed yet, each account's in a transaction of its own.
 
     Args:
-        pass_s: no account is begun after so many seconds.
+        pass_s: nothing more is closed after so many seconds.
 
     Returns:
         Whether every account was looked at.
@@ -95,6 +96,25 @@ def month_start(at: datetime) -> datetime:
 def month_end(at: datetime) -> datetime:
     """The first moment of the month after the one that this moment is in, UTC."""
     return month_start(month_start(at) + timedelta(days=31))
+
+
+def _fitting_end(tx: Connection, account_id: str, first: datetime, end: datetime) -> datetime:
+    """The end, or an earlier one (after the first entry) if a total cannot hold all that is open before it."""
+
+    def fits(until: datetime) -> bool:
+        open_ = (_entry.c.account_id == account_id, _entry.c.invoice_id.is_(None), _entry.c.created_at < until)
+        room: int = money.UNITS_MAX - money.SCALE  # rounding needs some
+        return abs(ledger.total_units(tx, *open_)) <= room
+
+    if fits(end):
+        return end
+    soonest, latest = first + timedelta(microseconds=1), end
+    if not fits(soonest):
+        return end
+    while latest - soonest > timedelta(microseconds=1):
+        middle = soonest + (latest - soonest) / 2
+        soonest, latest = (middle, latest) if fits(middle) else (soonest, middle)
+    return soonest
 
 
 def _close_next(database: Database, account_id: str) -> bool:

@@ -32,6 +32,8 @@ TOKEN_KINDS = ("trained", "prefilled", "cached", "sampled")
 STORAGE_KINDS = ("checkpoint", "state")
 _DEVICES, _TOKENS, _STORAGE = "device_seconds", "million_tokens", "gigabyte_months"
 PRICE_MAX = Decimal(10**6)
+DEVICE_PRICE_MAX = Decimal(1000)
+"""Of a device-second: a row holds the charge for two hours and a half of it."""
 PRICE_DIGITS_MAX = 12
 _NONE: Mapping[str, Decimal] = MappingProxyType({})
 
@@ -132,8 +134,9 @@ class _Reader:
         if price is None or not price.is_finite() or price < 0:
             raise self.error(path, f'{text!r} is not a price; write it as a string, e.g. "0.40"')
         exponent = price.as_tuple().exponent
-        if price > PRICE_MAX or (isinstance(exponent, int) and -exponent > PRICE_DIGITS_MAX):
-            raise self.error(path, f"{text!r}: a price is at most {PRICE_MAX}, with {PRICE_DIGITS_MAX} decimal places")
+        most = DEVICE_PRICE_MAX if path[0] == _DEVICES else PRICE_MAX
+        if price > most or (isinstance(exponent, int) and -exponent > PRICE_DIGITS_MAX):
+            raise self.error(path, f"{text!r}: such a price is at most {most}, with {PRICE_DIGITS_MAX} decimal places")
         return price
 
     def _line_of(self, path: tuple[str, ...]) -> int | None:

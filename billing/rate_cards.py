@@ -22,8 +22,11 @@ from storage import billing_tables
 
 DEFAULT_CARD = Path(__file__).parent / "default_rate_card.toml"
 ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
-LEAD_S = 5.0
-"""A card begins no sooner: what is being priced while it is added is done by then, so no price changes afterwards."""
+LEAD_S = 15.0
+"""A card begins no sooner: what is being priced while it is added is done by then, so no price changes afterwards.
+
+It is more than a transaction may stand still for (`storage.database.POSTGRES_IDLE_S`), also that which adds the card.
+"""
 
 _table = billing_tables.rate_card
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, Select, func, insert, select
 
 from storage import billing_tables, tables
 from storage.database import Database
@@ -118,7 +119,16 @@ def record(tx: Connection, found: Reconciliation, *, now: datetime) -> None:
 def record_due(database: Database) -> None:
     """Reconcile and keep what is found, unless that was done within the hour."""
     newest = select(billing_tables.reconciliation.c.created_at).order_by(billing_tables.reconciliation.c.id.desc())
+    with database.read() as tx:
+        found = reconcile(tx) if _is_due(tx, newest, database.now(tx)) else None
+    if found is None:
+        return
     with database.begin() as tx:
-        now, before = database.now(tx), tx.execute(newest.limit(1)).scalar_one_or_none()
-        if before is None or now - before >= EVERY:
-            record(tx, reconcile(tx), now=now)
+        now = database.now(tx)
+        if _is_due(tx, newest, now):  # nobody else has recorded it meanwhile
+            record(tx, found, now=now)
+
+
+def _is_due(tx: Connection, newest: Select[Any], now: datetime) -> bool:
+    before: datetime | None = tx.execute(newest.limit(1)).scalar_one_or_none()
+    return before is None or now - before >= EVERY

@@ -1,7 +1,8 @@
 """Usage rolled up by the hour, so that reading it does not take longer the more of it there is.
 
 What always holds: a usage record is in its hour's rollup if, and only if, it is marked as rolled up. Rollups plus the
-records that are not marked are all usage, at every moment and however late a record is committed.
+records that are not marked are all usage, at every moment and however late a record is committed. So that this holds,
+one transaction at a time writes rollups.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, func, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing import charging, cloud_events, ledger, money, rate_cards
@@ -25,6 +26,7 @@ from storage.database import Database
 
 BATCH = 2_000
 """Usage records of one transaction."""
+WRITER_LOCK = 7_263_511_903  # any number, as long as only rollups use it
 
 _record = billing_tables.usage_record
 _rollup = billing_tables.usage_rollup
@@ -82,13 +84,20 @@ def rebuild(database: Database, *, pass_s: float = float("inf")) -> None:
     roll_up(database, pass_s=pass_s)
 
 
+def _lock(tx: Connection) -> None:
+    """Wait for others that write rollups: statements of two would see different moments, and count records twice."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": WRITER_LOCK})
+
+
 def _roll_up_batch(tx: Connection, database: Database, batch: int) -> int:
+    _lock(tx)
     rows = tx.execute(_waiting(database, batch)).all()
     if not rows:
         return 0
     tx.execute(update(_record).where(_record.c.id.in_([row.id for row in rows])).values(rolled_up=True, announced=True))
     part = _add_up(tx, rows)
-    for key in sorted(part.sums):  # in this order, as other passes lock them
+    for key in sorted(part.sums):
         _add(tx, key, part.sums[key])
     now = database.now(tx)
     ledger.append_missing(tx, part.uncharged, now=now)
@@ -101,9 +110,7 @@ def _roll_up_batch(tx: Connection, database: Database, batch: int) -> int:
 def _waiting(database: Database, batch: int) -> Select[Any]:
     charge = select(_entry.c.amount).where(_entry.c.operation_id == _record.c.operation_id).scalar_subquery()
     query = select(_record, charge.label("charge")).where(billing_tables.NOT_ROLLED_UP)
-    return database.for_update(
-        query.order_by(_record.c.account_id, _record.c.finished_at).limit(batch), skip_locked=True
-    )
+    return database.for_update(query.order_by(_record.c.account_id, _record.c.finished_at).limit(batch))
 
 
 def _add_up(tx: Connection, rows: Iterable[Row[Any]]) -> _Part:
@@ -172,6 +179,7 @@ def _hours_of(tx: Connection, account_id: str) -> Sequence[datetime]:
 
 
 def _forget(tx: Connection, account_id: str, hour: datetime) -> None:
+    _lock(tx)
     tx.execute(delete(_rollup).where(_rollup.c.account_id == account_id, _rollup.c.hour == hour))
     here = (_record.c.account_id == account_id, _record.c.finished_at >= hour, _record.c.finished_at < hour + HOUR)
     marked = tx.execute(

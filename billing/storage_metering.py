@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -36,6 +36,8 @@ GRACE = timedelta(minutes=5)
 PAGE_RUNS = 100
 """Runs of one transaction."""
 CHECKPOINT, STATE = "checkpoint", "state"
+BYTE_SECONDS_MAX = 2**63 - 1
+"""Of a run and hour: 2.5 PB."""
 
 _span = billing_tables.storage_span
 _usage = billing_tables.storage_usage
@@ -190,7 +192,7 @@ def _charge(tx: Connection, hour: datetime, kept: Sequence[_Kept], *, now: datet
     """Write the rows that are not there yet, and their charges, at the prices in force when the hour began."""
     cards: dict[str, DatedCard] = {}
     entries, written = [], []
-    for part in kept:
+    for part in map(_as_rows_hold, kept):
         account_id = part.whom.account_id
         if account_id not in cards:
             cards[account_id] = rate_cards.in_force(tx, account_id, at=hour)
@@ -210,6 +212,14 @@ def _charge(tx: Connection, hour: datetime, kept: Sequence[_Kept], *, now: datet
             entries.append(entry)
     ledger.append(tx, entries, now=now)
     cloud_events.announce_storage(tx, written, now=now)
+
+
+def _as_rows_hold(part: _Kept) -> _Kept:
+    """The same with no more byte-seconds than a row holds: others' storage is metered all the same."""
+    if part.byte_seconds <= BYTE_SECONDS_MAX:
+        return part
+    log.error("storage_too_large", run=part.whom.run_id, byte_seconds=part.byte_seconds)  # `verify` shows it
+    return replace(part, byte_seconds=BYTE_SECONDS_MAX)
 
 
 def _insert(tx: Connection, hour: datetime, part: _Kept) -> int | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Select, func, select, update
 
 from storage import rows, tables
 
@@ -78,10 +79,23 @@ def record_seen(tx: Connection, worker_id: str, *, now: datetime) -> None:
 
 
 def work_number(tx: Connection, worker_id: str) -> int:
-    """The number of the newest report of work that was added; its row is locked until the transaction ends."""
-    query = select(_table.c.work_number).where(_table.c.id == worker_id)
+    """The number of the newest report of work that was added."""
+    return _number_of(tx, _work_number(worker_id))
+
+
+def locked_work_number(tx: Connection, worker_id: str) -> int:
+    """The same, with the worker's row locked until the transaction ends."""
+    query = _work_number(worker_id)
     if tx.dialect.name != "sqlite":
         query = query.with_for_update()
+    return _number_of(tx, query)
+
+
+def _work_number(worker_id: str) -> Select[Any]:
+    return select(_table.c.work_number).where(_table.c.id == worker_id)
+
+
+def _number_of(tx: Connection, query: Select[Any]) -> int:
     return tx.execute(query).scalar_one_or_none() or 0
 
 

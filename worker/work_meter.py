@@ -59,7 +59,10 @@ class WorkMeter:
         return self._in_doubt is not None or self.work != Work() or self.clock.busy_ns != self._busy_told_ns
 
     def took_effect(self, tx: Connection) -> bool:
-        """Whether the transaction that was written last, and not known to have taken effect, has done so."""
+        """Whether the transaction that was written last, and not known to have taken effect, has done so.
+
+        Nothing is locked: runs are, before a worker's row. Should it take effect after this, `write` finds out.
+        """
         return self._written is not None and workers.work_number(tx, self._worker_id) >= self._written.number
 
     def write(self, tx: Connection, *, unbilled_ns: int = 0) -> None:
@@ -68,7 +71,9 @@ class WorkMeter:
         Args:
             unbilled_ns: device time of what this very transaction found failed or lost.
         """
-        number = workers.work_number(tx, self._worker_id)
+        number = workers.locked_work_number(tx, self._worker_id)
+        if self._written is not None and number >= self._written.number:
+            return  # an earlier try of this very transaction took effect
         work = replace(self.work, busy_ns=self.clock.busy_ns - self._busy_told_ns)
         work.overhead_ns += unbilled_ns
         if self._in_doubt is not None and number < self._in_doubt.number:

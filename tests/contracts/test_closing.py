@@ -5,7 +5,10 @@ from decimal import Decimal
 
 import pytest
 
-from billing import closing, invoices, money
+from billing import closing, invoices, ledger, money
+from billing.dimensions import Dimensions
+from billing.ledger import EntryKind, NewEntry
+from storage import billing_tables
 from storage.clock import FrozenClock
 from storage.database import Database
 from tests.contracts.ledger_kit import charge, pay, price_seconds
@@ -78,7 +81,7 @@ def test_a_pass_ends_in_time_and_the_next_one_goes_on(database: Database) -> Non
 
 
 def test_a_total_that_is_too_large_keeps_no_other_account_waiting(database: Database) -> None:
-    # Given: one account has paid more in a month than a row can hold
+    # Given: one account has paid more at a moment than a row can hold
     with database.begin() as tx:
         large, other = make_account(tx, "large"), make_account(tx, "other")
         for number in range(2):
@@ -91,4 +94,30 @@ def test_a_total_that_is_too_large_keeps_no_other_account_waiting(database: Data
     # Then
     with database.read() as tx:
         assert [each.account_id for each in invoices.list_invoices(tx)] == [other.id]
+        assert list(invoices.check(tx)) == []
+
+
+def test_a_month_whose_total_no_row_holds_is_closed_in_parts(database: Database) -> None:
+    # Given: charges of 8 million each, and a payment between them that makes room for a fourth
+    large = 8 * 10**6 * money.SCALE
+    with database.begin() as tx:
+        price_seconds(tx)
+        run = make_run(tx)
+        whom = Dimensions(run.account_id)
+        for day, units in enumerate([large, large, -large, large, large, 10**9]):
+            source = f"correction:{day}"
+            ledger.append(tx, [NewEntry(EntryKind.CREDIT, source, whom, units)], now=NOW + timedelta(days=day))
+    if isinstance(database.clock, FrozenClock):
+        database.clock.advance((FEBRUARY + timedelta(hours=1) - database.clock.now()).total_seconds())
+    # When
+    assert closing.close_due(database, pass_s=60)
+    # Then: whole entries, in order, and one period follows the other
+    with database.read() as tx:
+        found = [each for each in reversed(invoices.list_invoices(tx)) if each.period_end <= FEBRUARY]
+        assert [each.total for each in found] == [8 * 10**6, 8 * 10**6, 8 * 10**6]
+        ends = [each.period_end for each in found]
+        assert [each.period_start for each in found] == [NOW, *ends[:-1]]
+        assert ends[-1] == FEBRUARY
+        assert sum(each.units for each in found) == 3 * large
+        assert ledger.total_units(tx, billing_tables.ledger_entry.c.invoice_id.is_(None)) == 0
         assert list(invoices.check(tx)) == []

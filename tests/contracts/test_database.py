@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 
-from billing import usage_totals
+from billing import storage_metering, usage_totals
 from billing.usage_totals import Scope
 from storage import accounts, base_models, billing_tables, checkpoints, claims, journal, runs, tables, workers
 from storage.database import Database
@@ -76,7 +76,7 @@ def _fill(database: Database) -> None:
     there = sqlalchemy.MetaData()
     with database.begin() as tx:
         there.reflect(tx)
-        for name in ("account", "session", "run", "operation", "usage_record"):
+        for name in ("account", "session", "run", "operation", "usage_record", "snapshot"):
             columns = [c for c in there.tables[name].columns if not (c.nullable or c.server_default)]
             texts = (sqlalchemy.String, sqlalchemy.JSON)
             values = {c.name: ("x" if isinstance(c.type, texts) else 1) for c in columns} | (
@@ -101,6 +101,10 @@ def test_a_database_with_rows_is_upgraded_from_every_revision(empty_url: str, re
         assert (run.replays_alone, run.replay_blame) == (False, 0)
         assert journal.get_operation(tx, "x").blame == 0
         assert tx.execute(sqlalchemy.select(billing_tables.usage_record.c.operation_id)).scalar_one() == 1
+        # and: storage of the past is never charged
+        since = storage_metering.next_hour(tx)
+        assert since is not None
+        assert timedelta(0) <= database.now(tx) - since < timedelta(hours=2)
     database.close()
 
 

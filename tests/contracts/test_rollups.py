@@ -1,11 +1,12 @@
 """Rollups plus what is not rolled up are all usage: by any dimension, in any range of time, at every moment."""
 
+import threading
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Connection, delete, event, func, insert, select, update
 from sqlalchemy.exc import DatabaseError
 
 from billing import ledger, rate_cards, rollups, usage_totals
@@ -205,3 +206,27 @@ def test_charges_of_an_hour_that_exceed_a_row_are_refused_and_still_read_exactly
     # Then
     with database.read() as tx:
         assert from_units(usage_totals.charged(tx, Scope(run_id=run.id))) == Decimal(10**7)
+
+
+def test_what_is_rolled_up_while_all_is_rebuilt_counts_once(database: Database) -> None:
+    # Given
+    use(database)
+    before = read_all(database)
+    passes: list[threading.Thread] = []
+
+    def roll_up_meanwhile(_tx: Connection, _cursor: object, statement: str, *_: object) -> None:
+        """Between deleting rollups and taking the marks off their records, another process rolls up."""
+        if statement.startswith("UPDATE usage_record") and not passes:
+            passes.append(threading.Thread(target=roll_up, args=(database,), kwargs={"pass_s": 60}))
+            passes[0].start()
+            passes[0].join(0.5)
+
+    event.listen(database.engine, "before_cursor_execute", roll_up_meanwhile)
+    # When
+    rebuild(database)
+    event.remove(database.engine, "before_cursor_execute", roll_up_meanwhile)
+    passes[0].join()
+    # Then
+    assert read_all(database) == before
+    roll_up(database, pass_s=60)
+    assert read_all(database) == before

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, insert, select
 
-from billing import budgets, ledger, storage_metering
+from billing import budgets, ledger, storage_metering, verify
 from billing.budgets import Scope
 from billing.storage_metering import GRACE
 from storage import billing_tables, tables
@@ -255,6 +255,25 @@ def test_a_charge_that_no_row_holds_keeps_nobody_elses_storage_from_being_charge
     with database.read() as tx:
         assert tx.execute(select(ENTRY.c.run_id)).scalars().all() == [small.id]
         assert tx.execute(select(func.count()).select_from(billing_tables.storage_hour)).scalar_one() == 1
+
+
+def test_more_bytes_than_a_row_holds_keep_nobody_elses_storage_from_being_metered(
+    database: Database, clock: FrozenClock
+) -> None:
+    # given
+    with database.begin() as tx:
+        price_storage(tx)
+        small, large = make_run(tx), make_run(tx)
+        keep(tx, small, 10**9, since=NOW)
+        for _ in range(3):
+            keep(tx, large, 10**15, since=NOW)
+    # when
+    meter(database, clock, at=NOW + 2 * HOUR)
+    # then: it is cut, and found to be
+    with database.read() as tx:
+        found = {row.run_id: row.byte_seconds for row in tx.execute(select(USAGE))}
+        assert found == {small.id: 3600 * 10**9, large.id: storage_metering.BYTE_SECONDS_MAX}
+        assert [each.wrong for each in verify.differences(tx)] == [verify.Wrong.BYTES]
 
 
 def _everything(database: Database) -> list[Any]:
