@@ -1,6 +1,7 @@
 """Claims on samples: they have no order, so a worker claims some, and only the claim that stands may complete one.
 
-A claim is a row of the journal that runs: it has a holder, an end, and the number of its attempt.
+A claim is a row of the journal that runs: it has a holder, an end, and the number of its attempt. Whoever changes
+several in a transaction locks them in order of their ids, so that no two wait for each other.
 """
 
 from __future__ import annotations
@@ -161,11 +162,8 @@ def check_claim(tx: Connection, operation: Operation, *, worker_id: str) -> None
 
 def renew_claims(tx: Connection, operation_ids: Sequence[int], *, worker_id: str, expires_at: datetime) -> None:
     """Keep the samples a worker is busy with."""
-    table = tables.operation
-    held = update(table).where(
-        table.c.id.in_(operation_ids), table.c.worker_id == worker_id, table.c.status == Status.RUNNING
-    )
-    tx.execute(held.values(claim_expires_at=expires_at))
+    held = _held(operation_ids, worker_id)
+    _change(tx, held, claim_expires_at=expires_at)
 
 
 def standing_claims(tx: Connection, operation_ids: Sequence[int], *, worker_id: str) -> set[int]:
@@ -193,20 +191,29 @@ def release_claims(
     """
     table = tables.operation
     gone = table.c.worker_id == worker_id if worker_id is not None else table.c.claim_expires_at < now
-    claimed = update(table).where(table.c.status == Status.RUNNING, table.c.sampling_session_id.is_not(None), gone)
+    claimed = (table.c.status == Status.RUNNING, table.c.sampling_session_id.is_not(None), gone)
     values = suspects.values_after_death(cause, had_company=had_company)
-    freed = claimed.values(status=Status.QUEUED, claim_expires_at=None, **values)
-    return tx.execute(freed).rowcount
+    return _change(tx, claimed, status=Status.QUEUED, claim_expires_at=None, **values)
 
 
 def give_back(tx: Connection, operation_ids: Sequence[int], *, worker_id: str) -> None:
     """Put samples back that a worker has claimed and cannot draw; that is held against nobody."""
-    table = tables.operation
-    claimed = update(table).where(
-        table.c.id.in_(operation_ids), table.c.worker_id == worker_id, table.c.status == Status.RUNNING
-    )
     innocent = suspects.values_after_death(Cause.STOPPED)
-    tx.execute(claimed.values(status=Status.QUEUED, claim_expires_at=None, **innocent))
+    _change(tx, _held(operation_ids, worker_id), status=Status.QUEUED, claim_expires_at=None, **innocent)
+
+
+def _held(operation_ids: Sequence[int], worker_id: str) -> Sequence[ColumnElement[bool]]:
+    table = tables.operation.c
+    return table.id.in_(operation_ids), table.worker_id == worker_id, table.status == Status.RUNNING
+
+
+def _change(tx: Connection, wanted: Sequence[ColumnElement[bool]], **values: Any) -> int:
+    """Set values of the operations that meet these conditions; returns how many there were."""
+    table = tables.operation
+    ids: Any = select(table.c.id).where(*wanted).order_by(table.c.id)
+    if tx.dialect.name != "sqlite":
+        ids = tx.execute(ids.with_for_update()).scalars().all()
+    return tx.execute(update(table).where(table.c.id.in_(ids)).values(**values)).rowcount
 
 
 def samples_wait(tx: Connection, *, suspect: bool = False, among: ColumnElement[bool] | None = None) -> bool:

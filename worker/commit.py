@@ -150,6 +150,7 @@ class Committer:
             their upload was swept away.
         """
         failpoints.reach(Point.SAMPLES_DRAWN)
+        commits = sorted(commits, key=lambda commit: commit.operation.id)  # as claims are locked: no deadlocks
         stored = [self._store_outcome(commit.operation.request_id, commit.outcome) for commit in commits]
         discarded: set[str] = set()
 
