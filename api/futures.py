@@ -28,7 +28,7 @@ from jobs.operations import (
     SampleOutcome,
     UnreadableOperationError,
 )
-from storage import journal, workers
+from storage import journal, runs, workers
 from storage.errors import DamagedObjectError, ObjectNotFoundError
 from storage.journal import Operation, Status
 
@@ -105,6 +105,12 @@ def try_again(services: Services, operation: Operation) -> Response:
 
 def queue_state(tx: Connection, services: Services, operation: Operation) -> QueueState:
     """What an operation without an outcome waits for."""
+    now = services.database.now(tx)
+    if operation.run_id is not None:
+        refused_seq = runs.refused_before(tx, operation.run_id, operation.seq, now=now)
+        if refused_seq is not None:
+            reason = f"budget: seq_id {refused_seq} of this run waits for room under a cap, and goes first"
+            return QueueState("paused_capacity", reason)
     missing = None if operation.run_id is None else journal.first_missing(tx, operation.run_id, up_to=operation.seq)
     if missing is not None:
         timeout_s = services.jobs_settings.gap_timeout_s
@@ -112,7 +118,7 @@ def queue_state(tx: Connection, services: Services, operation: Operation) -> Que
             "paused_capacity",
             f"seq_id {missing} has not arrived; it is closed with an error {timeout_s:.0f} s after a later one came",
         )
-    budget = _pausing(tx, operation, services.database.now(tx))
+    budget = _pausing(tx, operation, now)
     if budget is not None:
         return QueueState("paused_capacity", f"budget: {budget.name} is spent; it goes on by itself when there is room")
     seen_after = services.database.now(tx) - timedelta(seconds=WORKER_SILENT_S)

@@ -15,7 +15,19 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    insert,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from billing import budget_alerts, money
 from billing.dimensions import Dimensions
@@ -29,6 +41,7 @@ _hold = billing_tables.budget_hold
 
 ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 THRESHOLDS = (50, 80, 100)
+_WAS_EXHAUSTED = literal_column("budget.is_hard AND budget.spent >= budget.cap", Boolean)  # the index's words
 
 
 class Scope(StrEnum):
@@ -168,7 +181,11 @@ def add(
         "spent": clamped(_spent_since(tx, account_id, scope, scope_id, start)),
     }
     added = insert(_table).values(**values, created_at=now).returning(_table.c.id)
-    return Budget(id=tx.execute(added).scalar_one(), held=0, told_percent=0, **values)
+    budget = Budget(id=tx.execute(added).scalar_one(), held=0, told_percent=0, **values)
+    told = _told(tx, budget, now)
+    _tell_of_pause(tx, replace(budget, is_hard=False), told, now)
+    _write(tx, told)
+    return told
 
 
 def set_cap(tx: Connection, account_id: str, budget_id: int, cap: int, *, now: datetime) -> Budget:
@@ -265,9 +282,16 @@ def exhausted(tx: Connection, *, now: datetime, account_ids: Collection[str] | N
     return [budget for one in _spent(tx, account_ids) if (budget := one.at(now)).is_exhausted]
 
 
+def exhausted_now(now: datetime) -> Sequence[ColumnElement[bool]]:
+    """Conditions on rows of budgets: they pause what they cover."""
+    begun = {period: _table.c.period_start >= start_of_period(period, now) for period in Period}
+    current = or_(*(and_(_table.c.period == period, is_current) for period, is_current in begun.items()))
+    return _table.c.removed_at.is_(None), _WAS_EXHAUSTED, current
+
+
 def _spent(tx: Connection, account_ids: Collection[str] | None = None) -> Sequence[Budget]:
     """Budgets that were exhausted when they were last written."""
-    query = _live(account_ids).where(text("budget.is_hard AND budget.spent >= budget.cap"))  # the index's words
+    query = _live(account_ids).where(_WAS_EXHAUSTED)
     return [_from_row(row) for row in tx.execute(query)]
 
 

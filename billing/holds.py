@@ -7,7 +7,7 @@ estimated, from what the account's last operations of that kind have taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection, func, select
@@ -18,12 +18,11 @@ from billing.dimensions import Dimensions
 from billing.rate_card_file import RateCard
 from billing.usage import Usage
 from storage import billing_tables
-from storage.journal import Operation
 
 _record = billing_tables.usage_record
 
 LOOKED_AT = 200
-"""So many of the account's last operations are looked at for the time that one takes."""
+"""So many of the account's last operations of a kind are looked at for the time that one takes."""
 
 
 class OverBudgetError(Exception):
@@ -39,27 +38,54 @@ class OverBudgetError(Exception):
         )
 
 
-def place(
-    tx: Connection, locked: Sequence[Budget], whom: Dimensions, operation: Operation, bound: Usage, *, now: datetime
-) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """What an operation wants to hold.
+
+    Attributes:
+        whom: what it will be charged to.
+        bound: its tokens at most; device and device time are estimated here.
+    """
+
+    whom: Dimensions
+    kind: str
+    base_model: str
+    bound: Usage
+
+
+def place(tx: Connection, locked: Sequence[Budget], operation_id: int, wanted: Wanted, *, now: datetime) -> None:
     """Hold what an operation may cost, in the transaction that accepts it.
 
     Args:
         locked: the account's budgets.
-        bound: its tokens at most; device and device time are estimated here.
 
     Raises:
         OverBudgetError: a hard cap has no room for it.
     """
-    covering = [budget for budget in locked if budget.covers(whom)]
+    covering = [budget for budget in locked if budget.covers(wanted.whom)]
+    if covering:
+        budgets.hold(tx, covering, operation_id, check(tx, covering, wanted, now=now))
+
+
+def check(tx: Connection, of_account: Sequence[Budget], wanted: Wanted, *, now: datetime) -> int:
+    """What an operation may cost at most, in `money.SCALE`-ths, if there is room for that.
+
+    Args:
+        of_account: budgets of the account; those that do not cover the operation count for nothing.
+
+    Raises:
+        OverBudgetError: a hard cap has no room for it.
+    """
+    covering = [budget for budget in of_account if budget.covers(wanted.whom)]
     if not covering:
-        return
-    card = rate_cards.in_force(tx, whom.account_id, at=now).card
-    units = most_units(tx, whom.account_id, bound, card, kind=operation.kind, base_model=operation.base_model)
+        return 0
+    account_id = wanted.whom.account_id
+    card = rate_cards.in_force(tx, account_id, at=now).card
+    units = most_units(tx, account_id, wanted.bound, card, kind=wanted.kind, base_model=wanted.base_model)
     for budget in covering:
         if not budget.has_room_for(units):
             raise OverBudgetError.of(budget, units)
-    budgets.hold(tx, covering, operation.id, units)
+    return units
 
 
 def most_units(tx: Connection, account_id: str, bound: Usage, card: RateCard, *, kind: str, base_model: str) -> int:
@@ -75,18 +101,14 @@ def _with_device_time(tx: Connection, account_id: str, bound: Usage, *, kind: st
     """The bound with the device time it would take on each device that was used lately."""
     tokens = (_record.c.tokens_trained, _record.c.tokens_prefilled, _record.c.tokens_sampled)
     last = (
-        select(_record.c.kind, _record.c.base_model, _record.c.device, _record.c.device_ns, *tokens)
-        .where(_record.c.account_id == account_id)
+        select(_record.c.device, _record.c.device_ns, *tokens)
+        .where(_record.c.account_id == account_id, _record.c.kind == kind, _record.c.base_model == base_model)
         .order_by(_record.c.finished_at.desc())
         .limit(LOOKED_AT)
         .subquery()
     )
     work = func.sum(last.c.tokens_trained + last.c.tokens_prefilled + last.c.tokens_sampled)
-    query = (
-        select(last.c.device, func.sum(last.c.device_ns), work, func.count())
-        .where(last.c.kind == kind, last.c.base_model == base_model)
-        .group_by(last.c.device)
-    )
+    query = select(last.c.device, func.sum(last.c.device_ns), work, func.count()).group_by(last.c.device)
     wanted = bound.tokens_trained + bound.tokens_prefilled + bound.tokens_sampled
     return [
         replace(

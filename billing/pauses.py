@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, false, not_, or_, select, true
+from sqlalchemy import ColumnElement, Connection, String, and_, cast, literal, not_, or_, select, true
 
 from billing import budgets
 from billing.budgets import Budget, Scope
 from billing.dimensions import Dimensions
-from storage import tables
+from storage import billing_tables, tables
 from storage.journal import OPEN
 
 COSTLY = ("forward", "forward_backward", "optim_step", "sample")
@@ -61,29 +61,33 @@ def pausing(tx: Connection, sampling_session_id: str, *, now: datetime) -> Budge
     return _covering(spent, Dimensions(*tx.execute(query).one())) if spent else None
 
 
-def unpaused(tx: Connection, *, now: datetime) -> ColumnElement[bool]:
-    """The condition that a sample of the journal is not paused."""
+def unpaused(tx: Connection, *, now: datetime) -> ColumnElement[bool] | None:
+    """The condition that a sample of the journal is not paused; None if none is."""
     spent = budgets.exhausted(tx, now=now)
     if not spent:
-        return true()
+        return None
+    accounts = sorted({budget.account_id for budget in spent if budget.scope == Scope.ACCOUNT})
+    operation, budget = tables.operation.c, billing_tables.budget.c
     session, sampling = tables.session.c, tables.sampling_session.c
     scopes = {
         Scope.PROJECT: session.project_id,
-        Scope.KEY: session.api_key_id,
+        Scope.KEY: cast(session.api_key_id, String),
         Scope.SESSION: session.id,
         Scope.BATCH: session.batch,
         Scope.RUN: sampling.run_id,
     }
-    accounts = [budget.account_id for budget in spent if budget.scope == Scope.ACCOUNT]
-    narrower = [
-        and_(session.account_id == budget.account_id, scopes[Scope(budget.scope)] == budget.scope_value)
-        for budget in spent
-        if budget.scope != Scope.ACCOUNT
-    ]
-    covered = select(sampling.id).join(tables.session, session.id == sampling.session_id).where(or_(false(), *narrower))
-    operation = tables.operation.c
-    within = operation.sampling_session_id.in_(covered) if narrower else false()
-    return not_(or_(operation.account_id.in_(accounts), within))
+    narrower = (
+        select(literal(1))
+        .select_from(billing_tables.budget)
+        .join(tables.sampling_session, sampling.id == operation.sampling_session_id)
+        .join(tables.session, session.id == sampling.session_id)
+        .where(budget.account_id == operation.account_id, *budgets.exhausted_now(now))
+        .where(or_(*(and_(budget.scope == scope, budget.scope_id == value) for scope, value in scopes.items())))
+        .correlate(tables.operation)
+        .exists()
+    )
+    is_narrow = any(one.scope != Scope.ACCOUNT for one in spent)
+    return and_(operation.account_id.not_in(accounts), not_(narrower) if is_narrow else true())
 
 
 def _covering(spent: Sequence[Budget], whom: Dimensions) -> Budget | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection
 
 from billing import budgets, dimensions, holds
-from billing.holds import OverBudgetError
+from billing.holds import OverBudgetError, Wanted
 from billing.usage import Usage
 from jobs.operations import Body, ForwardBackward, OptimStep, Sample
 from storage import base_models, journal, runs
 from storage.journal import FINAL
 from storage.runs import Run, SamplingSession
+
+COSTLY = (ForwardBackward, OptimStep, Sample)
+"""What uses the engine; anything else is never refused."""
 
 
 def hold(tx: Connection, owner: Run | SamplingSession, request_id: str, body: Body, *, now: datetime) -> None:
@@ -21,25 +25,39 @@ def hold(tx: Connection, owner: Run | SamplingSession, request_id: str, body: Bo
     Raises:
         OverBudgetError: a hard cap has no room for it, or for an earlier one of its run.
     """
-    if not isinstance(body, ForwardBackward | OptimStep | Sample):
-        return
-    covering = budgets.lock(tx, [owner.account_id], now=now)
-    if not covering:
+    locked = budgets.lock(tx, [owner.account_id], now=now) if isinstance(body, COSTLY) else []
+    if not locked:
         return
     operation = journal.get_operation(tx, request_id)
     if operation.status in FINAL:
         return  # its run was never made: it failed as it was accepted, and nothing would ever release the hold
-    whom = dimensions.of_session(tx, owner.session_id)
+    holds.place(tx, locked, operation.id, _wanted(tx, owner, body), now=now)
+    _check_earlier(tx, owner, operation.seq, now=now)
+
+
+def check(tx: Connection, owner: Run | SamplingSession, seq: int, body: Body, *, now: datetime) -> None:
+    """Whether `hold` would find room, as things stand: before anything is stored for an operation that it would refuse.
+
+    Raises:
+        OverBudgetError: a hard cap has no room for it, or for an earlier one of its run.
+    """
+    there = budgets.list_budgets(tx, [owner.account_id], now=now) if isinstance(body, COSTLY) else []
+    if there:
+        holds.check(tx, there, _wanted(tx, owner, body), now=now)
+        _check_earlier(tx, owner, seq, now=now)
+
+
+def _wanted(tx: Connection, owner: Run | SamplingSession, body: Body) -> Wanted:
     run_id = owner.id if isinstance(owner, Run) else owner.run_id
-    whom = dimensions.Dimensions(**{**whom.__dict__, "run_id": run_id})
+    whom = replace(dimensions.of_session(tx, owner.session_id), run_id=run_id)
     bound = bound_of(body, context_length=_context_length(tx, owner.base_model))
-    holds.place(tx, covering, whom, operation, bound, now=now)
-    if isinstance(owner, Run):
-        refused_seq = runs.refused_before(tx, owner.id, operation.seq, now=now)
-        if refused_seq is not None:
-            raise OverBudgetError(
-                f"budget: seq_id {refused_seq} of this run waits for room under a cap, and goes first"
-            )
+    return Wanted(whom, body.kind, owner.base_model, bound)
+
+
+def _check_earlier(tx: Connection, owner: Run | SamplingSession, seq: int, *, now: datetime) -> None:
+    refused_seq = runs.refused_before(tx, owner.id, seq, now=now) if isinstance(owner, Run) else None
+    if refused_seq is not None:
+        raise OverBudgetError(f"budget: seq_id {refused_seq} of this run waits for room under a cap, and goes first")
 
 
 def bound_of(body: Body, *, context_length: int) -> Usage:

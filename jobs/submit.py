@@ -205,7 +205,8 @@ class Submitter:
         """Store the payload, then write the row that names it; again if the upload was swept away in between."""
         while True:
             stored = Stored()
-            if encoded is not None:
+            if encoded is not None and body is not None:
+                self._check_caps(len(encoded), owner, seq, body)
                 stored = self._storage.payloads.put(encoded, keys.payload_key(owner.id, seq))
             failpoints.reach(Point.ROW_BEGUN)
             try:
@@ -219,6 +220,13 @@ class Submitter:
                 return request_id, new
             except UploadGoneError as error:
                 log.warning("upload_was_too_slow", key=error.key)
+
+    def _check_caps(self, payload_bytes: int, owner: Run | SamplingSession, seq: int, body: Body) -> None:
+        """Refuse what a cap has no room for before an object is put for it: its client asks again every few seconds."""
+        if self._storage.payloads.is_inline(payload_bytes) or self._find_request_id(owner, seq) is not None:
+            return
+        with self._storage.database.read() as tx:
+            caps.check(tx, owner, seq, body, now=self._storage.database.now(tx))
 
     def _new_run(
         self,

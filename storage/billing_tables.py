@@ -50,6 +50,7 @@ usage_record = Table(
     Column("rolled_up", Boolean, nullable=False, server_default=text("false")),
     Column("announced", Boolean, nullable=False, server_default=text("false")),  # webhooks are told of it, once
     Index("ix_usage_record_account_finished", "account_id", "finished_at"),
+    Index("ix_usage_record_account_kind", "account_id", "kind", "base_model", "finished_at"),
     Index("ix_usage_record_run", "run_id"),
     Index(
         "ix_usage_record_open_account",

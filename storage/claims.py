@@ -42,12 +42,15 @@ def claim_samples(
     def take(query: Select[Any], number: int) -> Sequence[int]:
         return tx.execute(_locked(query.where(innocent).limit(number), skip_locked)).scalars().all()
 
-    waiting = _accounts_with_samples(tx)
+    waiting = _accounts_with_samples(tx, among)
     claimed: list[int] = []
     for account_id in waiting[:limit] if len(waiting) > 1 else ():
         claimed.extend(take(_queued_of(account_id), max(1, limit // len(waiting))))
     if waiting and len(claimed) < limit:
-        claimed.extend(take(_queued().where(table.c.id.not_in(claimed)), limit - len(claimed)))
+        anybodys = _queued()
+        if among is not None:  # those who are paused wait in thousands, and need not be looked at one by one
+            anybodys = anybodys.where(table.c.account_id.in_(waiting))
+        claimed.extend(take(anybodys.where(table.c.id.not_in(claimed)), limit - len(claimed)))
     return _claim(tx, claimed, worker_id=worker_id, now=now, expires_at=expires_at, alone=False)
 
 
@@ -91,8 +94,8 @@ def _claim(
     return journal.operations_of(tx, operation_ids)
 
 
-def _accounts_with_samples(tx: Connection) -> Sequence[str]:
-    """Accounts with queued samples: those with the fewest running first, then those that have waited longest."""
+def _accounts_with_samples(tx: Connection, among: ColumnElement[bool] | None) -> Sequence[str]:
+    """Accounts with samples to be taken: those with the fewest running first, then those that have waited longest."""
     table, later = tables.operation, tables.operation.alias("later")
     first = _open_samples(table, Status.QUEUED, func.min(table.c.account_id).label("id"))
     account = first.cte("account", recursive=True)  # steps from account to account in the index, however long a queue
@@ -100,8 +103,9 @@ def _accounts_with_samples(tx: Connection) -> Sequence[str]:
         later.c.account_id > account.c.id
     )
     account = account.union_all(select(following.scalar_subquery()).where(account.c.id.is_not(None)))
-    oldest = _queued_of(account.c.id).limit(1).correlate(account).scalar_subquery()
-    waiting = tx.execute(select(account.c.id, oldest).where(account.c.id.is_not(None))).all()
+    oldest = _queued_of(account.c.id).where(_any(among)).limit(1).correlate(account).scalar_subquery()
+    found = tx.execute(select(account.c.id, oldest).where(account.c.id.is_not(None)))
+    waiting = [row for row in found if row[1] is not None]
     if len(waiting) < 2:
         return [account_id for account_id, _ in waiting]
     running = _open_samples(table, Status.RUNNING, table.c.account_id, func.count()).group_by(table.c.account_id)

@@ -48,9 +48,13 @@ class PayloadStore:
 
     def put(self, data: bytes, key: str) -> Stored:
         """Store bytes, under the fresh `key` if they are too large for a row. Call `name` in the row's transaction."""
-        if len(data) <= self._inline_bytes_max:
+        if self.is_inline(len(data)):
             return Stored(inline=data, size_bytes=len(data))
         return Stored(key=key, size_bytes=len(data), sha256=self.put_object(data, key))
+
+    def is_inline(self, size_bytes: int) -> bool:
+        """Whether so many bytes are stored in a row."""
+        return size_bytes <= self._inline_bytes_max
 
     def put_object(self, data: bytes, key: str) -> str:
         """Announce and put an object, whatever its size; returns its checksum."""

@@ -250,11 +250,14 @@ def get_run(tx: Connection, run_id: str, *, account_id: str | None = None) -> Ru
 
 
 def note_refused(tx: Connection, run_id: str, seq: int, *, now: datetime) -> None:
-    """A `seq` has no room under a cap: its place is no gap as long as its client asks again. The first one is noted."""
+    """A `seq` has no room under a cap: its place is no gap as long as its client asks again.
+
+    The first one is noted. While it is asked for, later ones change nothing: should its client give it up, they go on.
+    """
     table = tables.run
-    earlier = refused_before(tx, run_id, seq, now=now)
-    values = {"budget_refused_seq": seq if earlier is None else earlier, "budget_refused_at": now}
-    tx.execute(update(table).where(table.c.id == run_id).values(**values))
+    if refused_before(tx, run_id, seq, now=now) is None:
+        values = {"budget_refused_seq": seq, "budget_refused_at": now}
+        tx.execute(update(table).where(table.c.id == run_id).values(**values))
 
 
 def refused_before(tx: Connection, run_id: str, seq: int, *, now: datetime) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,6 +83,12 @@ class Plan:
         if queued.body is not None and not suspects.is_condemned(operation.blame):
             self.begun.append(operation)
             self.is_of_a_suspect |= operation.suspect
+
+    def cut_what_is_begun(self) -> None:
+        """Leave only what has an outcome already at its head."""
+        begun = {operation.seq for operation in self.begun}
+        self.taken = list(itertools.takewhile(lambda queued: queued.operation.seq not in begun, self.taken))
+        self.begun.clear()
 
     def passes(self) -> list[tuple[Operation, ForwardBackward]]:
         """What goes through the base model."""
@@ -242,10 +249,12 @@ class TrainTurn:
         paused = self._start(plans)
         for plan in plans:
             if plan.run.id in paused:
-                log.info("run_paused", run=plan.run.id, budget=paused[plan.run.id].name)
-                plan.run.put_aside()
+                plan.cut_what_is_begun()
+                if not plan.taken:
+                    log.info("run_paused", run=plan.run.id, budget=paused[plan.run.id].name)
+                    plan.run.put_aside()
         failpoints.reach(Point.TURN_STARTED)
-        return [plan for plan in plans if plan.run.id not in paused]
+        return [plan for plan in plans if plan.taken]
 
     def _execute(self, plans: Sequence[Plan]) -> TurnReport:
         for plan in plans:

@@ -13,7 +13,7 @@ from billing import budgets, dimensions, holds, ledger, money, rate_cards
 from billing.budgets import Budget, Period, Scope
 from billing.charging import Bill
 from billing.dimensions import Dimensions
-from billing.holds import OverBudgetError
+from billing.holds import OverBudgetError, Wanted
 from billing.ledger import EntryKind, NewEntry
 from storage import billing_tables, tables
 from storage.database import Database
@@ -57,7 +57,8 @@ def place(tx: Connection, run: Run, seq: int, tokens: int) -> Operation:
     operation = make_operation(tx, run, seq)
     whom = dataclasses.replace(dimensions.of_session(tx, run.session_id), run_id=run.id)
     bound = make_usage(device_ns=0, tokens_trained=tokens)
-    holds.place(tx, budgets.lock(tx, [run.account_id], now=NOW), whom, operation, bound, now=NOW)
+    wanted = Wanted(whom, operation.kind, operation.base_model, bound)
+    holds.place(tx, budgets.lock(tx, [run.account_id], now=NOW), operation.id, wanted, now=NOW)
     return operation
 
 

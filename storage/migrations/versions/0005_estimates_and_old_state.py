@@ -1,7 +1,4 @@
-"""State storage counts from the upgrade on, as checkpoints do: no hour before it is metered.
-
-Only where there were snapshots before the bill, and nothing has been metered since.
-"""
+"""An index for estimates of device time; and state storage counts from the upgrade on, as checkpoints do."""
 
 from alembic import op
 
@@ -10,11 +7,13 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+INDEX = "ix_usage_record_account_kind"
 HOUR_US = 3_600_000_000
 
 
 def upgrade() -> None:
-    """Count the hours before this one as metered."""
+    """Apply; hours before this one count as metered where snapshots are older than the bill."""
+    op.create_index(INDEX, "usage_record", ["account_id", "kind", "base_model", "finished_at"])
     sqlite = op.get_bind().dialect.name == "sqlite"
     now_s = "strftime('%s', 'now')" if sqlite else "floor(extract(epoch FROM clock_timestamp()))"
     this_hour = f"(CAST({now_s} AS BIGINT) * 1000000 / {HOUR_US} * {HOUR_US})"
@@ -27,4 +26,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Nothing to undo: what was metered stays."""
+    """Undo; what was metered stays."""
+    op.drop_index(INDEX, "usage_record")
