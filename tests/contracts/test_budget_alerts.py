@@ -1,5 +1,6 @@
 """Budgets tell webhooks of thresholds, pauses and their ends: once each, in the transaction that makes them so."""
 
+import contextlib
 import json
 from datetime import timedelta
 from decimal import Decimal
@@ -90,10 +91,10 @@ def test_what_is_rolled_back_is_not_told_and_told_when_it_is_done_again(database
     with database.begin() as tx:
         add(tx, run, 10)
     # When
-    with database.engine.connect() as tx:
+    with contextlib.suppress(ZeroDivisionError), database.begin() as tx:
         train(tx, run, 0, 6)
         assert told(tx)
-        tx.rollback()
+        raise ZeroDivisionError
     # Then
     with database.begin() as tx:
         assert told(tx) == []
