@@ -64,11 +64,15 @@ def _lines(pages: Pages) -> Iterator[UsageLine]:
 
 def _write_csv(file: BinaryIO, pages: Pages) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
+    bare, quoted = (
+        csv.writer(text, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    bare.writerow(COLUMNS)
     for line in _lines(pages):
         named = {"at": line.at.isoformat(), "charge": line.charge_text}
-        rows.writerow([named.get(name, getattr(line, name)) for name in COLUMNS])
+        cells = [named.get(name, getattr(line, name)) for name in COLUMNS]
+        has_returns = any("\r" in cell for cell in cells if isinstance(cell, str))
+        (quoted if has_returns else bare).writerow(cells)  # the writer alone takes them for no end of a line
     text.detach()
 
 

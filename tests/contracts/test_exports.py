@@ -141,6 +141,20 @@ def test_an_account_is_exported_alone(database: Database, account_id: str) -> No
     assert (len(found), everything) == (num, 2 * num)
 
 
+@pytest.mark.parametrize("name", ["a\rb", "a\nb", 'a,"b"\r\n', "ä €"])
+def test_whatever_a_batch_is_called_csv_read_back_has_its_name(database: Database, name: str) -> None:
+    # Given
+    with database.begin() as tx:
+        run = make_run(tx, session=make_session(tx, tags=[f"batch:{name}"]))
+        bill(tx, run, make_operation(tx, run, 0))
+    # When
+    text = io.StringIO(written(database, Format.CSV).decode(), newline="")
+    # Then
+    (row,) = csv.DictReader(text)
+    assert row["batch"] == name
+    assert row["currency"] == "USD"
+
+
 def test_nothing_is_a_file_with_its_columns(database: Database) -> None:
     assert written(database, Format.CSV).decode() == ",".join(COLUMNS) + "\n"
     assert parquet.read_table(io.BytesIO(written(database, Format.PARQUET))).column_names == list(COLUMNS)
