@@ -11,8 +11,10 @@ import ipaddress
 import random
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from datetime import datetime
 
 import httpx
@@ -125,7 +127,7 @@ class WebhookSender:
             url.copy_with(host=address),  # the one that was looked at: a name may mean another the next time
             content=attempt.body.encode(),
             headers={**headers, "user-agent": "piecework"},
-            extensions={"sni_hostname": url.host},
+            extensions={"sni_hostname": url.raw_host.decode()},
         )
         answer = await client.send(request, stream=True)
         await answer.aclose()  # nobody reads what it says
@@ -135,8 +137,7 @@ class WebhookSender:
 
     async def _address(self, url: httpx.URL) -> str:
         port = url.port or (443 if url.scheme == "https" else 80)
-        found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
-        addresses = [str(each[4][0]) for each in found]
+        addresses = await look_up(url.raw_host, port)
         if not self._allow_private and not all(map(is_public, addresses)):
             raise RefusedAddressError("its address is not public; PIECEWORK_WEBHOOK_PRIVATE_ADDRESSES=true allows that")
         return addresses[0]
@@ -152,6 +153,33 @@ class WebhookSender:
 
     def _time(self, now: datetime) -> datetime:
         return now if self._now is None else self._now()
+
+
+async def look_up(host: bytes, port: int) -> Sequence[str]:
+    """The addresses of a host, as the system knows them.
+
+    Each look-up has a thread of its own, which nobody waits for: a name server that does not answer holds up neither
+    other look-ups nor whoever has given up waiting.
+
+    Args:
+        host: encoded as in the URL. As text it would be encoded again, by other rules: some names would mean others.
+    """
+    answer: Future[Sequence[str]] = Future()
+    answer.set_running_or_notify_cancel()  # now it cannot be cancelled, so the thread may always answer
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except Exception as error:
+            answer.set_exception(error)
+        else:
+            answer.set_result([str(each[4][0]) for each in found])
+
+    try:
+        threading.Thread(target=ask, name="look-up", daemon=True).start()
+    except RuntimeError as error:  # no more threads: there are some later
+        raise OSError(str(error)) from error
+    return await asyncio.wrap_future(answer)
 
 
 def is_public(address: str) -> bool:

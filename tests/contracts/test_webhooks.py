@@ -169,6 +169,57 @@ def test_slow_dead_and_redirecting_receivers_harm_no_other(
     assert len(receiver.at("/ok")) == num
 
 
+def test_a_name_that_is_looked_up_for_ever_costs_its_own_deliveries_a_timeout_and_others_nothing(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: more names whose server does not answer than are looked up at once by default
+    ended, ask = threading.Event(), socket.getaddrinfo
+
+    def hanging(host: str | bytes, *arguments: Any, **named: Any) -> Any:
+        if b"hangs" in (host if isinstance(host, bytes) else host.encode()):
+            ended.wait()
+        return ask(host, *arguments, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    dead = [add(database, account_id, f"http://hangs-{number}.test/")[0] for number in range(12)]
+    ours, _ = add(database, account_id, f"{receiver.url}/ok")
+    for number in range(webhook_sender.AT_ONCE_PER_WEBHOOK):
+        announce(database, account_id, str(number))
+    # When
+    sending = threading.Thread(target=sender(database, clock, timeout_s=5).deliver_due, kwargs={"pass_s": 0.0})
+    sending.start()
+    sending.join(60)
+    has_ended = not sending.is_alive()
+    ended.set()
+    sending.join()
+    # Then: while none of them has been answered
+    assert has_ended
+    assert {one.state for one in deliveries(database, ours)} == {"delivered"}
+    failed = [one for webhook_id in dead for one in deliveries(database, webhook_id)]
+    assert {(one.state, one.last_error) for one in failed} == {("waiting", "no answer within 5 s")}
+
+
+def test_the_host_that_is_looked_up_is_the_one_that_the_message_names(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: a name that older rules take for fass.test
+    looked_up, port = [], int(receiver.url.rpartition(":")[2])
+
+    def local(name: str | bytes, *_: object, **__: object) -> Any:
+        looked_up.append(name if isinstance(name, bytes) else name.encode("idna"))
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", local)
+    add(database, account_id, f"http://faß.test:{port}/ok")
+    announce(database, account_id)
+    # When
+    sender(database, clock).deliver_due(pass_s=60)
+    # Then
+    (message,) = receiver.received
+    assert looked_up == [b"xn--fa-hia.test"]
+    assert message.headers["host"] == f"xn--fa-hia.test:{port}"
+
+
 def test_two_deliverers_never_send_the_same_attempt(
     database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
 ) -> None:
