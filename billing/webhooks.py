@@ -27,6 +27,8 @@ from storage.errors import RowNotFoundError
 SECRET_PREFIX = "whsec_"  # noqa: S105 (what secrets begin with)
 URL_CHARACTERS_MAX = 2_000
 ERROR_CHARACTERS_MAX = 300
+LABEL_CHARACTERS_MAX = 63
+"""Of a part of a host's name: RFC 1035, section 2.3.4."""
 
 ATTEMPTS_MAX = 12
 FIRST_RETRY_S = 5.0
@@ -148,6 +150,8 @@ def check_url(url: str) -> None:
         raise WebhookError(f"the URL cannot be read: {error}") from error
     if parts.scheme not in ("https", "http") or not parts.hostname or not port_is_right:
         raise WebhookError("the URL must be https://host/path, or http://host/path")
+    if not all(0 < len(label) <= LABEL_CHARACTERS_MAX for label in parts.hostname.removesuffix(".").split(".")):
+        raise WebhookError(f"the URL's host must have 1 to {LABEL_CHARACTERS_MAX} characters between its dots")
     if parts.username is not None or parts.password is not None:
         raise WebhookError("the URL must have no user and password: receivers verify the signature instead")
     if len(url) > URL_CHARACTERS_MAX or any(character.isspace() for character in url):

@@ -189,4 +189,6 @@ def is_public(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if inner is not None or ip in ipaddress.ip_network("64:ff9b::/96"):
             return inner is not None and is_public(str(inner))
+        if ip not in ipaddress.ip_network("2000::/3"):  # nothing else is given out: RFC 4291, section 2.4
+            return False
     return ip.is_global and not ip.is_multicast

@@ -285,6 +285,7 @@ def test_private_addresses_are_refused_unless_they_are_allowed(
     [
         *("127.0.0.1", "10.1.2.3", "169.254.169.254", "192.168.0.1", "100.64.0.1", "0.0.0.0", "224.0.0.1"),
         *("::1", "::", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1"),
+        *("fec0::1", "::127.0.0.1", "64:ff9b:1::7f00:1", "ff02::1"),
     ],
 )
 def test_addresses_of_this_machine_and_its_networks_are_not_public(address: str) -> None:
@@ -340,7 +341,11 @@ def test_deliveries_that_are_done_are_forgotten_after_a_while_and_others_are_not
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://host/", "https://", "host/path", "https://user:word@host/", "http://host/a b", "http://host:x/"]
+    "url",
+    [
+        *("ftp://host/", "https://", "host/path", "https://user:word@host/", "http://host/a b", "http://host:x/"),
+        *("https://a..test/", f"https://{'a' * 64}.test/"),
+    ],
 )
 def test_what_cannot_be_told_anything_is_refused(database: Database, account_id: str, url: str) -> None:
     with pytest.raises(WebhookError, match="the URL"), database.begin() as tx:
