@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
 
 from storage import billing_tables, rows
 from storage.database import Database
@@ -36,6 +36,7 @@ RETRY_FACTOR = 4.0
 RETRY_MAX_S = 6 * 3600.0
 CLAIM_S = 120.0
 """A claimed attempt is nobody else's for so long: several times what sending may take."""
+REMOVED = "the webhook was removed"
 KEPT = timedelta(days=30)
 """Deliveries that are done are kept for so long, to be looked at."""
 
@@ -185,7 +186,7 @@ def remove(tx: Connection, webhook_id: int, *, now: datetime) -> None:
     get(tx, webhook_id)
     tx.execute(update(_table).where(_table.c.id == webhook_id).values(removed_at=now))
     waiting = update(_delivery).where(_delivery.c.webhook_id == webhook_id, *_waiting())
-    tx.execute(waiting.values(given_up_at=now, last_error="the webhook was removed"))
+    tx.execute(waiting.values(given_up_at=now, last_error=REMOVED))
 
 
 # --------------------------------------------------------------------------------------------------------- events
@@ -235,7 +236,8 @@ def claim(
 ) -> Sequence[Attempt]:
     """Claim what a webhook is to be told of now, oldest first; committed before anything is sent.
 
-    An attempt whose process dies counts as failed after `CLAIM_S`.
+    An attempt whose process dies counts as failed after `CLAIM_S`; if it was the last one, it is given up here. So is
+    what was announced while the webhook was being removed.
 
     Args:
         delivery_id: only this one.
@@ -247,12 +249,17 @@ def claim(
     found = tx.execute(query).all()
     if not found:
         return []
-    claimed = update(_delivery).where(_delivery.c.id.in_([row.id for row in found]))
+    receiver = tx.execute(select(_table).where(_table.c.id == webhook_id)).one()
+    if receiver.removed_at is not None:
+        _give_up(tx, found, REMOVED, now)
+        return []
+    _give_up(tx, [row for row in found if row.attempts >= ATTEMPTS_MAX], "the last attempt has not ended", now)
+    left = [row for row in found if row.attempts < ATTEMPTS_MAX]
+    claimed = update(_delivery).where(_delivery.c.id.in_([row.id for row in left]))
     tx.execute(claimed.values(attempts=_delivery.c.attempts + 1, next_at=now + timedelta(seconds=CLAIM_S)))
-    receiver = tx.execute(select(_table.c.url, _table.c.secret).where(_table.c.id == webhook_id)).one()
     return [
         Attempt(row.id, row.attempts + 1, now, receiver.url, receiver.secret, row.body, row.content_type)
-        for row in found
+        for row in left
     ]
 
 
@@ -310,6 +317,11 @@ def signed_headers(attempt: Attempt) -> dict[str, str]:
         "webhook-signature": f"v1,{signature}",
         "content-type": attempt.content_type,
     }
+
+
+def _give_up(tx: Connection, deliveries: Sequence[Row[Any]], why: str, now: datetime) -> None:
+    these = update(_delivery).where(_delivery.c.id.in_([row.id for row in deliveries]))
+    tx.execute(these.values(given_up_at=now, last_error=why))
 
 
 def _waiting() -> tuple[Any, Any]:

@@ -315,6 +315,36 @@ def test_a_removed_webhook_is_told_nothing_more(
         webhooks.remove(tx, webhook_id, now=NOW)
 
 
+def test_what_is_announced_while_a_webhook_is_removed_is_given_up_unsent(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given: by a transaction that had found the webhook before it was removed
+    webhook_id, _ = add(database, account_id, f"{receiver.url}/ok")
+    with database.begin() as tx:
+        webhooks.remove(tx, webhook_id, now=NOW)
+        assert webhooks.announce_to(tx, webhook_id, "e", BODY, "application/json", now=NOW)
+    # When
+    assert sender(database, clock).deliver_due(pass_s=60)
+    # Then
+    assert receiver.received == []
+    assert [(one.state, one.attempts) for one in deliveries(database)] == [("given up", 0)]
+
+
+def test_a_delivery_whose_every_attempt_ends_its_process_is_given_up_too(database: Database, account_id: str) -> None:
+    # Given
+    webhook_id, _ = add(database, account_id, "https://a.test/")
+    announce(database, account_id)
+    # When
+    numbers = []
+    for number in range(webhooks.ATTEMPTS_MAX + 2):
+        now = NOW + number * timedelta(seconds=webhooks.CLAIM_S)
+        with database.begin() as tx:
+            numbers += [one.number for one in webhooks.claim(tx, database, webhook_id, limit=1, now=now)]
+    # Then
+    assert numbers == list(range(1, webhooks.ATTEMPTS_MAX + 1))
+    assert [(one.state, one.attempts) for one in deliveries(database)] == [("given up", webhooks.ATTEMPTS_MAX)]
+
+
 def test_a_webhook_of_all_accounts_is_told_of_each(database: Database, account_id: str) -> None:
     with database.begin() as tx:
         webhooks.add(tx, None, "https://all.test/", ["budget"], now=NOW)
