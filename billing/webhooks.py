@@ -232,7 +232,7 @@ def due_webhooks(tx: Connection, *, now: datetime) -> Sequence[int]:
 
 
 def claim(
-    tx: Connection, database: Database, webhook_id: int, *, limit: int, now: datetime, delivery_id: int | None = None
+    tx: Connection, database: Database, webhook_id: int, *, limit: int, now: datetime, event_id: str | None = None
 ) -> Sequence[Attempt]:
     """Claim what a webhook is to be told of now, oldest first; committed before anything is sent.
 
@@ -240,11 +240,11 @@ def claim(
     what was announced while the webhook was being removed.
 
     Args:
-        delivery_id: only this one.
+        event_id: only what tells of this event.
     """
     due = select(_delivery).where(_delivery.c.webhook_id == webhook_id, _delivery.c.next_at <= now, *_waiting())
-    if delivery_id is not None:
-        due = due.where(_delivery.c.id == delivery_id)
+    if event_id is not None:
+        due = due.where(_delivery.c.event_id == event_id)
     query = database.for_update(due.order_by(_delivery.c.next_at, _delivery.c.id).limit(limit), skip_locked=True)
     found = tx.execute(query).all()
     if not found:

@@ -73,14 +73,21 @@ class WebhookSender:
                 return False
         return True
 
-    def deliver(self, webhook_id: int, delivery_id: int) -> str | None:
-        """Send one delivery now, if it is due; returns why it failed, None if it did not."""
+    def send_now(self, webhook_id: int, event_id: str, body: str, content_type: str) -> tuple[int, str | None]:
+        """Tell a webhook of a new event at once, and from here: it is claimed in the transaction that announces it.
+
+        Returns:
+            The delivery's number, and why the attempt failed; None if it did not.
+
+        Raises:
+            RowNotFoundError: there is no such webhook.
+        """
         with self._database.begin() as tx:
+            webhooks.get(tx, webhook_id)
             now = self._time(self._database.now(tx))
-            claimed = webhooks.claim(tx, self._database, webhook_id, limit=1, now=now, delivery_id=delivery_id)
-        if not claimed:
-            return "another process is sending it"
-        return asyncio.run(self._send_all(claimed))[0]
+            webhooks.announce_to(tx, webhook_id, event_id, body, content_type, now=now)
+            (attempt,) = webhooks.claim(tx, self._database, webhook_id, limit=1, now=now, event_id=event_id)
+        return attempt.id, asyncio.run(self._send_all([attempt]))[0]
 
     def forget_old(self) -> None:
         """Delete deliveries that have been done for long."""

@@ -124,17 +124,14 @@ def deliveries(webhook_id: int | None, limit: int, as_json: bool, data_dir: Path
 def test(webhook_id: int, as_json: bool, data_dir: Path) -> None:
     """Send webhook WEBHOOK_ID a message of type `test`, now and from here; exit code 1 if it is not taken."""
     with opened(data_dir) as storage:
-        with storage.database.begin() as tx:
-            try:
-                stored.get(tx, webhook_id)
-            except RowNotFoundError as error:
-                raise _unknown(webhook_id) from error
+        with storage.database.read() as tx:
             now = storage.database.now(tx)
-            body = json.dumps({"type": Kind.TEST, "timestamp": now.isoformat(), "data": {}})
-            event_id = f"test:{secrets.token_hex(8)}"
-            stored.announce_to(tx, webhook_id, event_id, body, "application/json", now=now)
-            delivery_id = stored.list_deliveries(tx, webhook_id=webhook_id, limit=1)[0].id
-        error_text = WebhookSender(storage.database).deliver(webhook_id, delivery_id)
+        body = json.dumps({"type": Kind.TEST, "timestamp": now.isoformat(), "data": {}})
+        event_id, sender = f"test:{secrets.token_hex(8)}", WebhookSender(storage.database)
+        try:
+            delivery_id, error_text = sender.send_now(webhook_id, event_id, body, "application/json")
+        except RowNotFoundError as error:
+            raise _unknown(webhook_id) from error
     if as_json:
         print_json({"delivery": delivery_id, "error": error_text})
     else:

@@ -1,6 +1,7 @@
 """Webhooks: signed, sent once per attempt, tried again ever later, given up in the end, and none harms another."""
 
 import base64
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import structlog
+from sqlalchemy import Connection
 
 from billing import webhooks
 from billing.settings import BillingSettings
@@ -343,6 +345,46 @@ def test_a_delivery_whose_every_attempt_ends_its_process_is_given_up_too(databas
     # Then
     assert numbers == list(range(1, webhooks.ATTEMPTS_MAX + 1))
     assert [(one.state, one.attempts) for one in deliveries(database)] == [("given up", webhooks.ATTEMPTS_MAX)]
+
+
+def test_a_message_that_is_sent_at_once_is_sent_alone(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given: others that wait, one of them due
+    webhook_id, _ = add(database, account_id, f"{receiver.url}/ok")
+    announce(database, account_id, "due")
+    announce(database, account_id, "later", now=NOW + timedelta(hours=1))
+    # When
+    delivery_id, error = sender(database, clock).send_now(webhook_id, "now", '{"type":"test"}', "application/json")
+    # Then
+    (message,) = receiver.received
+    assert (message.body, error) == (b'{"type":"test"}', None)
+    states = {one.event_id: one.state for one in deliveries(database)}
+    assert states == {"due": "waiting", "later": "waiting", "now": "delivered"}
+    assert [one.event_id for one in deliveries(database) if one.id == delivery_id] == ["now"]
+
+
+def test_a_message_that_is_sent_at_once_is_nobody_elses_from_the_first_moment(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: another process sends whatever is due as soon as it can be seen
+    webhook_id, _ = add(database, account_id, f"{receiver.url}/ok")
+    begin, ours = database.begin, sender(database, clock)
+
+    @contextlib.contextmanager
+    def begin_and_be_seen() -> Iterator[Connection]:
+        with begin() as tx:
+            yield tx
+        with monkeypatch.context() as alone:
+            alone.setattr(database, "begin", begin)
+            sender(database, clock).deliver_due(pass_s=60)
+
+    monkeypatch.setattr(database, "begin", begin_and_be_seen)
+    # When
+    _, error = ours.send_now(webhook_id, "now", BODY, "application/json")
+    # Then
+    assert error is None
+    assert len(receiver.received) == 1
 
 
 def test_a_webhook_of_all_accounts_is_told_of_each(database: Database, account_id: str) -> None:
