@@ -1,6 +1,7 @@
-"""Usage events: one per usage record, enqueued once, in order, however late it is committed and whatever is rebuilt."""
+"""Usage events: one per usage record or hour of storage, enqueued once, however late it is and whatever is rebuilt."""
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -9,8 +10,10 @@ from sqlalchemy import select
 
 from billing import rate_cards, rollups, webhooks
 from storage import billing_tables
+from storage.clock import FrozenClock
 from storage.database import Database
 from storage.runs import Run
+from tests.contracts.storage_kit import keep, meter, price_storage, set_clock
 from tests.factories import MODEL, NOW, bill, make_account, make_operation, make_run, make_session, make_usage
 
 CARD = """
@@ -28,6 +31,14 @@ def run(database: Database) -> Run:
         run = make_run(tx, session=make_session(tx, project_id="p", api_key_id=7))
         webhooks.add(tx, run.account_id, "https://usage.test/", ["usage"], now=NOW)
         return run
+
+
+@pytest.fixture
+def clock(database: Database) -> Iterator[FrozenClock]:
+    """Sets the database's time."""
+    now = database.now
+    yield set_clock(database)
+    database.now = now  # type: ignore[method-assign]
 
 
 def train(database: Database, run: Run, *seqs: int) -> None:
@@ -122,3 +133,55 @@ def test_nothing_is_written_where_nobody_listens(database: Database) -> None:
     train(database, run, 1)
     rollups.roll_up(database, pass_s=60)
     assert messages(database) == []
+
+
+def test_storage_is_told_of_by_the_hour_as_it_is_metered_and_once(
+    database: Database, run: Run, clock: FrozenClock
+) -> None:
+    # Given: a gigabyte for an hour and a half, and what others keep
+    with database.begin() as tx:
+        price_storage(tx, checkpoint="0.03", now=NOW - HOUR / 2)
+        keep(tx, run, 10**9, since=NOW, until=NOW + 1.5 * HOUR)
+        keep(tx, make_run(tx, session=make_session(tx, make_account(tx, "other"))), 1, since=NOW)
+    # When
+    for hours in (2, 3, 3, 4):
+        meter(database, clock, at=NOW + hours * HOUR + timedelta(minutes=5))
+        rollups.rebuild(database)
+    # Then
+    events = [event for message in messages(database) for event in message]
+    assert events[0] == {
+        "specversion": "1.0",
+        "id": events[0]["id"],
+        "source": "/piecework",
+        "type": "piecework.usage",
+        "subject": run.account_id,
+        "time": NOW.isoformat(),
+        "datacontenttype": "application/json",
+        "data": {
+            "kind": "checkpoint_storage",
+            "base_model": MODEL,
+            "device": None,
+            "project_id": "p",
+            "api_key_id": 7,
+            "session_id": run.session_id,
+            "batch": None,
+            "run_id": run.id,
+            "device_ns": 0,
+            "tokens_trained": 0,
+            "tokens_prefilled": 0,
+            "tokens_cached": 0,
+            "tokens_sampled": 0,
+            "byte_seconds": 3600 * 10**9,
+            "device_seconds": "0",
+            "charge": "0.000041666667",  # 0.03 for 720 hours
+            "currency": "USD",
+        },
+    }
+    assert [(event["time"], event["data"]["byte_seconds"], event["data"]["charge"]) for event in events] == [
+        (NOW.isoformat(), 3600 * 10**9, "0.000041666667"),
+        ((NOW + HOUR).isoformat(), 1800 * 10**9, "0.000020833333"),
+    ]
+    with database.read() as tx:
+        stored = billing_tables.storage_usage.c
+        ids = tx.execute(select(stored.id).where(stored.run_id == run.id).order_by(stored.hour)).scalars()
+        assert [event["id"] for event in events] == [f"storage-{number}" for number in ids]
