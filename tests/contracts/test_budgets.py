@@ -137,6 +137,15 @@ def test_holds_are_placed_until_a_cap_has_no_room_and_released_when_the_operatio
         place(tx, run, 4, 6)
 
 
+def test_once_a_cap_is_spent_not_even_what_costs_nothing_is_accepted(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        add(tx, run, 5)
+        train(tx, run, 1, 5)
+        # When, then
+        with pytest.raises(OverBudgetError, match="no room"):
+            place(tx, run, 2, 0)
+
+
 def test_a_soft_budget_refuses_nothing(database: Database, run: Run) -> None:
     with database.begin() as tx:
         add(tx, run, 1, is_hard=False)

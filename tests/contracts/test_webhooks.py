@@ -222,6 +222,48 @@ def test_the_host_that_is_looked_up_is_the_one_that_the_message_names(
     assert message.headers["host"] == f"xn--fa-hia.test:{port}"
 
 
+def test_a_message_goes_to_the_address_that_was_looked_at_whatever_the_name_means_next(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: a name that is asked for once
+    port = int(receiver.url.rpartition(":")[2])
+    answers = [[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]]
+
+    def once(*_: object, **__: object) -> Any:
+        if not answers:
+            raise socket.gaierror(socket.EAI_NONAME, "another address")
+        return answers.pop()
+
+    monkeypatch.setattr(socket, "getaddrinfo", once)
+    add(database, account_id, f"http://turns.test:{port}/ok")
+    announce(database, account_id)
+    # When
+    sender(database, clock).deliver_due(pass_s=60)
+    # Then
+    assert [message.headers["host"] for message in receiver.received] == [f"turns.test:{port}"]
+
+
+def test_what_is_being_sent_is_not_sent_by_another_process_as_well(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
+) -> None:
+    # Given: a receiver that has the message and has not answered
+    add(database, account_id, f"{receiver.url}/slow")
+    announce(database, account_id)
+    sending = threading.Thread(target=sender(database, clock).deliver_due, kwargs={"pass_s": 0.0})
+    sending.start()
+    while not receiver.received:
+        assert sending.is_alive()
+    # When
+    another = sender(database, clock, timeout_s=1)
+    assert another.deliver_due(pass_s=0)
+    # Then
+    num_received = len(receiver.received)
+    receiver.ended.set()
+    sending.join()
+    assert num_received == 1
+    assert deliveries(database)[0].attempts == 1
+
+
 def test_two_deliverers_never_send_the_same_attempt(
     database: Database, clock: FrozenClock, receiver: Receiver, account_id: str
 ) -> None:

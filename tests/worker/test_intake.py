@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from storage import leases
+from billing import budgets
+from billing.budgets import Scope
+from storage import leases, runs
 from storage.leases import Lease
 from tests.announcements import Announcements
-from tests.factories import make_run
+from tests.factories import make_operation, make_run
 from tests.worker.harness import Service
 from worker import intake as intake_module
 from worker.intake import RunIntake
@@ -101,6 +103,30 @@ def test_a_task_hands_its_run_back_while_the_state_is_still_being_fetched(servic
     fetch.may_end.set()
     arrived = _until(intake.roster.take_arrived)
     assert [takeover.run.id for takeover in arrived] == [run]
+
+
+def test_a_run_that_a_cap_pauses_is_left_alone_until_there_is_room(service: Service, fetch: FetchAtWill) -> None:
+    # given a run whose next operation costs something, under a cap that is spent
+    intake = Intake(service)
+    run_id = intake.make_run()
+    with service.storage.database.begin() as tx:
+        run = runs.get_run(tx, run_id)
+        make_operation(tx, run)
+        budget = budgets.add(tx, run.account_id, Scope.RUN, run_id, cap=0, now=service.storage.database.now(tx))
+
+    # when a task attends to it
+    intake.advance(run_id)
+
+    # then nobody holds it
+    assert intake.holder(run_id) is None
+    assert intake.announced.runs == []
+
+    # and when the cap is raised, it is taken
+    with service.storage.database.begin() as tx:
+        budgets.set_cap(tx, run.account_id, budget.id, 1, now=service.storage.database.now(tx))
+    intake.advance(run_id)
+    assert intake.holder(run_id) == "w"
+    fetch.may_end.set()
 
 
 def test_many_messages_at_once_take_a_run_over_once(service: Service, fetch: FetchAtWill) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from sqlalchemy import select, update
 from structlog.testing import capture_logs
 
+from billing import budgets
+from billing.budgets import Scope
 from jobs.operations import (
     Datum,
     Failure,
@@ -28,7 +31,7 @@ from storage import journal, leases, runs, snapshots, tables
 from storage.errors import ObjectStoreUnavailableError
 from storage.runs import Run
 from tests.tiny_model import VOCAB_SIZE
-from tests.worker.harness import Engine, Service
+from tests.worker.harness import WAIT_S, Engine, Service
 from worker import train_turn
 
 
@@ -80,6 +83,36 @@ def test_operations_that_arrive_out_of_order_take_effect_in_order(service: Servi
     assert isinstance(last, ForwardBackwardOutcome)
     assert last.metrics["loss:sum"] < first.metrics["loss:sum"]
     assert get_run(service, run).state_seq == 3
+
+
+def test_what_a_cap_has_no_more_room_for_is_not_begun_and_goes_on_when_there_is(
+    service: Service, engine: Engine
+) -> None:
+    # given a run in memory, and an operation that was accepted before the cap was spent
+    run = service.create_run()
+    engine.take(run)
+    service.outcome(f"{run.id}:0")
+    waiting = service.submit(run, 1, learn())
+    with service.storage.database.begin() as tx:
+        now = service.storage.database.now(tx)
+        budget = budgets.add(tx, run.account_id, Scope.RUN, run.id, cap=0, now=now)
+
+    # when the engine comes to it
+    with capture_logs() as logs:
+        engine.take(run)
+        deadline = time.monotonic() + WAIT_S
+        while not any(one["event"] == "run_paused" for one in logs) and service.status(waiting) != "completed":
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    # then it is left as it was
+    assert service.status(waiting) == "queued"
+
+    # and when the cap is raised, it is computed
+    with service.storage.database.begin() as tx:
+        budgets.set_cap(tx, run.account_id, budget.id, 1, now=now)
+    engine.take(run)
+    assert isinstance(service.outcome(waiting), ForwardBackwardOutcome)
 
 
 def test_a_seq_that_never_arrives_is_closed_and_later_ones_go_on(service: Service, engine: Engine) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from billing import budgets
+from billing.budgets import Scope
 from jobs import operations
 from jobs.operations import Failure
 from storage import claims, journal, tables
@@ -108,6 +110,24 @@ def test_a_suspect_is_drawn_alone_before_others_are_claimed(bench: Bench) -> Non
         assert journal.list_operations(tx, "none", limit=1) == []
     bench.finish()
     assert bench.feed() == [1, 2, 3]
+
+
+def test_samples_that_a_cap_pauses_are_not_claimed_until_there_is_room(bench: Bench) -> None:
+    # given samples of an account that has spent what it may
+    (first, *_) = bench.queue(suspects=1, innocents=2)
+    with bench.storage.database.begin() as tx:
+        now = bench.storage.database.now(tx)
+        budget = budgets.add(tx, first.account_id, Scope.ACCOUNT, first.account_id, cap=0, now=now)
+
+    # then none is claimed
+    assert bench.feed() == []
+
+    # and when the cap is raised, all are
+    with bench.storage.database.begin() as tx:
+        budgets.set_cap(tx, first.account_id, budget.id, 1, now=now)
+    assert bench.feed() == [0]
+    bench.finish()
+    assert bench.feed() == [1, 2]
 
 
 def test_no_others_are_claimed_until_what_is_held_is_done_and_the_suspect_too(bench: Bench) -> None:

@@ -1,0 +1,96 @@
+"""What a spent hard cap pauses: the runs and samples of its scope and no others, and only what costs something."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from sqlalchemy import Connection, select
+
+from billing import budgets, money, pauses
+from billing.budgets import Budget, Scope
+from storage import tables
+from storage.database import Database
+from storage.journal import Operation
+from storage.runs import Run, SamplingSession
+from tests.factories import NOW, make_operation, make_run, make_sample, make_sampling_session, make_session
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run with an operation, and a sample of its weights."""
+
+    run: Run
+    sampling: SamplingSession
+    sample: Operation
+
+    @classmethod
+    def make(cls, tx: Connection, **session: object) -> Work:
+        """In a session of its own."""
+        opened = make_session(tx, **session)  # type: ignore[arg-type]
+        run = make_run(tx, session=opened)
+        make_operation(tx, run, 0)
+        sampling = make_sampling_session(tx, opened, run_id=run.id)
+        return cls(run, sampling, make_sample(tx, sampling))
+
+    def id_of(self, scope: Scope) -> str:
+        """What a budget of this scope names."""
+        ids = {Scope.ACCOUNT: self.run.account_id, Scope.PROJECT: "p", Scope.KEY: "7", Scope.BATCH: "b"}
+        return {**ids, Scope.SESSION: self.run.session_id, Scope.RUN: self.run.id}[scope]
+
+
+def spend(tx: Connection, work: Work, scope: Scope, *, is_hard: bool = True) -> Budget:
+    """A budget that covers the work and has nothing left."""
+    return budgets.add(tx, work.run.account_id, scope, work.id_of(scope), cap=0, now=NOW, is_hard=is_hard)
+
+
+def waiting(tx: Connection, *works: Work) -> list[tuple[bool, bool, bool, bool]]:
+    """Of each: whether the run is paused, whether it is let be, whether drawing is paused, whether the sample is."""
+    run_ids = [work.run.id for work in works]
+    paused, let_be = (which(tx, run_ids, now=NOW) for which in (pauses.paused_runs, pauses.waiting_runs))
+    drawn = set(tx.execute(select(tables.operation.c.id).where(pauses.unpaused(tx, now=NOW))).scalars())
+    return [
+        (
+            work.run.id in paused,
+            work.run.id in let_be,
+            pauses.pausing(tx, work.sampling.id, now=NOW) is not None,
+            work.sample.id not in drawn,
+        )
+        for work in works
+    ]
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_a_spent_cap_pauses_the_runs_and_samples_of_its_scope_and_no_others(database: Database, scope: Scope) -> None:
+    with database.begin() as tx:
+        # Given
+        covered = Work.make(tx, project_id="p", api_key_id=7, tags=["batch:b"])
+        other = Work.make(tx, project_id="q", api_key_id=8, tags=["batch:c"])
+        assert waiting(tx, covered, other) == [(False,) * 4] * 2
+        # When
+        budget = spend(tx, covered, scope)
+        # Then
+        assert waiting(tx, covered, other) == [(True,) * 4, (scope is Scope.ACCOUNT,) * 4]
+        # When
+        budgets.set_cap(tx, covered.run.account_id, budget.id, money.SCALE, now=NOW)
+        # Then
+        assert waiting(tx, covered, other) == [(False,) * 4] * 2
+
+
+def test_a_soft_cap_pauses_nothing(database: Database) -> None:
+    with database.begin() as tx:
+        work = Work.make(tx)
+        spend(tx, work, Scope.RUN, is_hard=False)
+        assert waiting(tx, work) == [(False,) * 4]
+
+
+def test_a_paused_run_may_save_its_weights(database: Database) -> None:
+    with database.begin() as tx:
+        # Given: what comes next costs nothing, what follows does
+        run = make_run(tx)
+        make_operation(tx, run, 0, kind="save_state")
+        make_operation(tx, run, 1)
+        budgets.add(tx, run.account_id, Scope.RUN, run.id, cap=0, now=NOW)
+        # Then
+        assert set(pauses.paused_runs(tx, [run.id], now=NOW)) == {run.id}
+        assert pauses.waiting_runs(tx, [run.id], now=NOW) == {}
