@@ -149,6 +149,10 @@ def test_storage_is_told_of_by_the_hour_as_it_is_metered_and_once(
         rollups.rebuild(database)
     # Then
     events = [event for message in messages(database) for event in message]
+    assert [(event["time"], event["data"]["byte_seconds"], event["data"]["charge"]) for event in events] == [
+        (NOW.isoformat(), 3600 * 10**9, "0.000041666667"),
+        ((NOW + HOUR).isoformat(), 1800 * 10**9, "0.000020833333"),
+    ]
     assert events[0] == {
         "specversion": "1.0",
         "id": events[0]["id"],
@@ -177,10 +181,6 @@ def test_storage_is_told_of_by_the_hour_as_it_is_metered_and_once(
             "currency": "USD",
         },
     }
-    assert [(event["time"], event["data"]["byte_seconds"], event["data"]["charge"]) for event in events] == [
-        (NOW.isoformat(), 3600 * 10**9, "0.000041666667"),
-        ((NOW + HOUR).isoformat(), 1800 * 10**9, "0.000020833333"),
-    ]
     with database.read() as tx:
         stored = billing_tables.storage_usage.c
         ids = tx.execute(select(stored.id).where(stored.run_id == run.id).order_by(stored.hour)).scalars()

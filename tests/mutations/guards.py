@@ -1,4 +1,4 @@
-"""Every guard there is, in the order of an operation's life, and the tests that miss it.
+"""Every guard there is, in the order of an operation's life, and the tests that miss it; budgets have their own file.
 
 The text to be replaced is chosen short and stable. A guard with others behind it is taken away together with them, or
 no test could tell; where that is so, it says which.
@@ -7,6 +7,7 @@ no test could tell; where that is so, it says which.
 from __future__ import annotations
 
 from tests.mutations.guard import Change, Guard
+from tests.mutations.guards_of_budgets import BUDGETS, EXPORTS, WEBHOOKS
 
 _FIRST_TABLES = "storage/migrations/versions/0001_first_tables.py"
 _BILL_TABLES = "storage/migrations/versions/0004_the_bill.py"
@@ -440,4 +441,4 @@ DEATHS = (
     ),
 )
 
-GUARDS = (*ACCEPTING, *ORDER, *FENCES, *BILLING, *RECOVERY, *REMINDERS, *DEATHS)
+GUARDS = (*ACCEPTING, *ORDER, *FENCES, *BILLING, *BUDGETS, *WEBHOOKS, *EXPORTS, *RECOVERY, *REMINDERS, *DEATHS)
