@@ -56,20 +56,23 @@ def export(
     """
     with opened(data_dir) as storage:
         chosen = _chosen(storage, since, until, Format(file_format), account_name)
-        total = chosen.num_lines(storage.database)
+        written: list[int] = []
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task("exporting", total=total)
+            bar = progress.add_task("exporting", total=chosen.num_lines(storage.database))
+
+            def on_page(lines: int) -> None:
+                written.append(lines)
+                progress.advance(bar, lines)
+
             if output is None:
-                key = exports.store(
-                    storage.database, storage.objects, chosen, on_page=lambda lines: progress.advance(bar, lines)
-                )
+                key = exports.store(storage.database, storage.objects, chosen, on_page=on_page)
                 told = {"key": key, "url": storage.objects.signed_url(key, expires_s=SIGNED_URL_S_MAX)}
             else:
                 with output.open("wb") as file:
-                    chosen.write(storage.database, file, on_page=lambda lines: progress.advance(bar, lines))
+                    chosen.write(storage.database, file, on_page=on_page)
                 told = {"file": str(output)}
     if as_json:
-        print_json({"lines": total, **told})
+        print_json({"lines": sum(written), **told})
     else:
         click.echo("\n".join(value for value in told.values() if value))
 

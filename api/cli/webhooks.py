@@ -114,7 +114,12 @@ def deliveries(webhook_id: int | None, limit: int, as_json: bool, data_dir: Path
         print_json({"deliveries": rows})
         return
     names = ("id", "webhook", "event", "state", "attempts", "created_at", "next_at", "error")
-    print_table(names, [[row[name] or "" for name in names] for row in rows], numbers=[0, 1, 4], empty="none yet")
+    print_table(
+        names,
+        [["" if row[name] is None else row[name] for name in names] for row in rows],
+        numbers=[0, 1, 4],
+        empty="none yet",
+    )
 
 
 @webhooks.command()

@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 from sqlalchemy import update
 
+from billing import usage_lines
 from storage import billing_tables
 from storage.open import open_storage
 from storage.settings import StorageSettings
@@ -50,6 +51,18 @@ def test_usage_is_put_into_the_object_store_and_its_key_is_printed(tmp_path: Pat
     (row,) = csv.DictReader(storage.objects.get(key).decode().splitlines())
     storage.close()
     assert Decimal(row["charge"]) == cost
+
+
+@pytest.mark.usefixtures("cost")
+def test_the_lines_that_were_written_are_told_though_more_were_committed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: nothing was there when lines were counted
+    monkeypatch.setattr(usage_lines, "count", lambda *_, **__: 0)
+    # When
+    done = run_json(tmp_path, "billing", "export", "--from", "24h", "--output", str(tmp_path / "usage.csv"))
+    # Then
+    assert done["lines"] == 1 == len((tmp_path / "usage.csv").read_text().splitlines()) - 1
 
 
 def test_a_period_that_ends_before_it_begins_is_refused(tmp_path: Path) -> None:

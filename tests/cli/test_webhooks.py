@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from billing import webhooks
+from storage.open import open_storage
+from storage.settings import StorageSettings
 from tests.cli.test_admin import run, run_json
 from tests.receiver import is_signed, receiving
 
@@ -44,6 +47,20 @@ def test_a_webhook_is_added_tested_listed_and_removed(tmp_path: Path) -> None:
     # Then
     assert run_json(tmp_path, "webhooks", "list")["webhooks"] == []
     assert "given up" in run(tmp_path, "webhooks", "deliveries").output
+
+
+def test_what_was_never_sent_is_shown_with_no_attempts(tmp_path: Path) -> None:
+    # Given
+    number = run_json(tmp_path, "webhooks", "add", "https://a.test/")["webhook"]
+    storage = open_storage(StorageSettings(data_dir=tmp_path))
+    with storage.database.begin() as tx:
+        now = storage.database.now(tx)
+        webhooks.announce_to(tx, number, "event", "{}", "application/json", now=now)
+    storage.close()
+    # When
+    shown = run(tmp_path, "webhooks", "deliveries").stdout
+    # Then
+    assert shown.splitlines()[-1].split()[:5] == ["1", str(number), "event", "waiting", "0"]
 
 
 def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
