@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,23 +79,38 @@ def store(
     return key
 
 
-def store_yesterday(database: Database, objects: ObjectStore) -> str | None:
-    """Put the last day that is over (UTC) into the object store, as settings say, unless it is there.
+def store_next_day(database: Database, objects: ObjectStore) -> str | None:
+    """Put the next day that is over (UTC) into the object store, as settings say.
+
+    That is the one after the last that is there, so days that no scheduler has seen are made up for; yesterday, if
+    none is there.
 
     Returns:
-        The key, if it is new.
+        The key; None if all are there.
     """
-    wanted = BillingSettings().export_daily
-    if wanted is None:
+    settings = BillingSettings()
+    if settings.export_daily is None:
         return None
     with database.read() as tx:
-        until = start_of_period(Period.DAY, database.now(tx) - SETTLED)
-        export = Export(until - timedelta(days=1), until, Format(wanted))
+        end = start_of_period(Period.DAY, database.now(tx) - SETTLED)
+        days = [
+            _day(end - timedelta(days=ago), Format(settings.export_daily)) for ago in range(settings.export_kept_days)
+        ]
         row = tables.stored_object.c
-        owned = row.key.startswith(keys.prefix(KeyKind.EXPORT, _owner(export)), autoescape=True)
-        there = tx.execute(select(row.key).where(owned)).scalars().all()
-    named = [key for key in there if keys.parse(key).filename == export.filename]
-    return None if any(map(objects.exists, named)) else store(database, objects, export)
+        owned = row.key.startswith(keys.prefix(KeyKind.EXPORT, _owner(days[0])), autoescape=True)
+        put = [(keys.parse(key).filename, key) for key in tx.execute(select(row.key).where(owned)).scalars()]
+
+    def is_missing(day: Export) -> bool:
+        return not any(name == day.filename and objects.exists(key) for name, key in put)
+
+    missing = list(takewhile(is_missing, days))  # the latest first
+    if not missing:
+        return None
+    return store(database, objects, missing[-1] if len(missing) < len(days) else days[0])
+
+
+def _day(until: datetime, file_format: Format) -> Export:
+    return Export(until - timedelta(days=1), until, file_format)
 
 
 def _owner(export: Export) -> str:

@@ -82,8 +82,7 @@ def _forget_deliveries(storage: Storage, _settings: JobsSettings) -> bool:
 
 
 def _export_day(storage: Storage, _settings: JobsSettings) -> bool:
-    exports.store_yesterday(storage.database, storage.objects)
-    return True
+    return exports.store_next_day(storage.database, storage.objects) is None
 
 
 JOBS: Mapping[str, BillingJob] = {

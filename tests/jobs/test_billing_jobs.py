@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from billing import closing, exports, invoices, ledger, reconciliation, webhooks
 from jobs import billing_jobs
 from jobs.settings import JobsSettings
-from storage import billing_tables, sweeper
+from storage import billing_tables, keys, sweeper
 from storage.clock import FrozenClock
 from storage.open import Storage
 from tests.factories import bill, make_checkpoint, make_operation, make_run
@@ -101,6 +101,27 @@ def test_a_day_is_exported_once_when_it_is_over_if_settings_say_so(
     clock.advance(timedelta(days=40).total_seconds())
     sweeper.sweep(charged.database, charged.objects, result_retention_s=1e9, sampling_session_idle_s=1e9, pass_s=60)
     assert list(charged.objects.list("exports/")) == []
+
+
+def test_days_that_no_scheduler_has_seen_are_exported_when_one_is_back(
+    charged: Storage, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    def days() -> list[str]:
+        while not billing_jobs.run("export_day", charged, JobsSettings()):
+            pass
+        names = (str(keys.parse(one.key).filename) for one in charged.objects.list("exports/"))
+        return sorted(name.removeprefix("usage-all-")[:10] for name in names)
+
+    monkeypatch.setenv("PIECEWORK_EXPORT_DAILY", "csv")
+    clock.advance((exports.SETTLED + timedelta(days=1)).total_seconds())
+    today = _now(charged)
+    assert days() == [f"{today - timedelta(days=1):%Y-%m-%d}"]
+    # When
+    clock.advance(timedelta(days=3).total_seconds())
+    # Then: each once
+    for _ in range(2):
+        assert days() == [f"{today + timedelta(days=number):%Y-%m-%d}" for number in (-1, 0, 1, 2)]
 
 
 def test_webhooks_are_told_by_a_job(charged: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
