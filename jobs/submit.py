@@ -206,7 +206,11 @@ class Submitter:
         while True:
             stored = Stored()
             if encoded is not None and body is not None:
-                self._check_caps(len(encoded), owner, seq, body)
+                if not self._storage.payloads.is_inline(len(encoded)):
+                    known = self._find_request_id(owner, seq)
+                    if known is not None:
+                        return known, False
+                    self._check_caps(owner, seq, body)
                 stored = self._storage.payloads.put(encoded, keys.payload_key(owner.id, seq))
             failpoints.reach(Point.ROW_BEGUN)
             try:
@@ -221,10 +225,8 @@ class Submitter:
             except UploadGoneError as error:
                 log.warning("upload_was_too_slow", key=error.key)
 
-    def _check_caps(self, payload_bytes: int, owner: Run | SamplingSession, seq: int, body: Body) -> None:
+    def _check_caps(self, owner: Run | SamplingSession, seq: int, body: Body) -> None:
         """Refuse what a cap has no room for before an object is put for it: its client asks again every few seconds."""
-        if self._storage.payloads.is_inline(payload_bytes) or self._find_request_id(owner, seq) is not None:
-            return
         with self._storage.database.read() as tx:
             caps.check(tx, owner, seq, body, now=self._storage.database.now(tx))
 

@@ -145,3 +145,18 @@ def test_a_soft_budget_pauses_nothing(database: Database, run: Run) -> None:
         add(tx, run, 4, is_hard=False)
         train(tx, run, 0, 5)
         assert told(tx) == [("threshold_reached", 100)]
+
+
+def test_a_cap_that_is_spent_as_it_is_added_is_told_of(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        # Given
+        train(tx, run, 0, 8)
+        # When
+        budget = add(tx, run, 5)
+        add(tx, run, 10)
+        # Then
+        assert told(tx) == [("threshold_reached", 100), ("paused", None), ("threshold_reached", 80)]
+        # and: what is told of is not told again
+        budgets.set_cap(tx, run.account_id, budget.id, units(9), now=NOW)
+        train(tx, run, 1, 0)
+        assert told(tx)[3:] == [("resumed", None)]

@@ -200,6 +200,11 @@ def test_device_time_is_estimated_from_the_last_operations(database: Database, r
         bill(tx, run, operation, make_usage(device_ns=10**9, tokens_trained=2))
         # Then
         assert money.from_units(holds.most_units(tx, run.account_id, ten, card, **most)) == Decimal(5)
+        # When: many of another kind come after it
+        for seq in range(2, holds.LOOKED_AT + 3):
+            bill(tx, run, make_operation(tx, run, seq, "sample"), make_usage(tokens_sampled=1))
+        # Then
+        assert money.from_units(holds.most_units(tx, run.account_id, ten, card, **most)) == Decimal(5)
 
 
 def test_each_threshold_is_told_of_once_in_a_period(database: Database, run: Run) -> None:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
 from billing import budgets, money, pauses
-from billing.budgets import Budget, Scope
-from storage import tables
+from billing.budgets import Budget, Period, Scope
+from storage import billing_tables, claims, tables
 from storage.database import Database
 from storage.journal import Operation
 from storage.runs import Run, SamplingSession
-from tests.factories import NOW, make_operation, make_run, make_sample, make_sampling_session, make_session
+from tests.factories import (
+    LATER,
+    NOW,
+    make_account,
+    make_operation,
+    make_run,
+    make_sample,
+    make_sampling_session,
+    make_session,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,9 @@ def waiting(tx: Connection, *works: Work) -> list[tuple[bool, bool, bool, bool]]
     """Of each: whether the run is paused, whether it is let be, whether drawing is paused, whether the sample is."""
     run_ids = [work.run.id for work in works]
     paused, let_be = (which(tx, run_ids, now=NOW) for which in (pauses.paused_runs, pauses.waiting_runs))
-    drawn = set(tx.execute(select(tables.operation.c.id).where(pauses.unpaused(tx, now=NOW))).scalars())
+    unpaused = pauses.unpaused(tx, now=NOW)
+    every = select(tables.operation.c.id)
+    drawn = set(tx.execute(every if unpaused is None else every.where(unpaused)).scalars())
     return [
         (
             work.run.id in paused,
@@ -75,6 +87,57 @@ def test_a_spent_cap_pauses_the_runs_and_samples_of_its_scope_and_no_others(data
         budgets.set_cap(tx, covered.run.account_id, budget.id, money.SCALE, now=NOW)
         # Then
         assert waiting(tx, covered, other) == [(False,) * 4] * 2
+
+
+def test_thousands_of_spent_caps_pause_what_they_cover_and_nothing_else(database: Database) -> None:
+    with database.begin() as tx:
+        # Given: runs that ended long ago, whose caps are still there
+        covered, other = Work.make(tx), Work.make(tx)
+        for number in range(2_000):
+            budgets.add(tx, covered.run.account_id, Scope.RUN, f"ended {number}", cap=0, now=NOW)
+        assert waiting(tx, covered, other) == [(False,) * 4] * 2
+        # When
+        spend(tx, covered, Scope.RUN)
+        # Then
+        assert waiting(tx, covered, other) == [(True,) * 4, (False,) * 4]
+
+
+def test_a_cap_whose_period_is_over_pauses_no_sample(database: Database) -> None:
+    with database.begin() as tx:
+        work = Work.make(tx)
+        budgets.add(
+            tx, work.run.account_id, Scope.RUN, work.run.id, cap=0, now=NOW - timedelta(days=1), period=Period.DAY
+        )
+        budget = spend(tx, work, Scope.SESSION)
+        assert waiting(tx, work) == [(True,) * 4]
+        budgets.remove(tx, work.run.account_id, budget.id, now=NOW)
+        tx.execute(update(billing_tables.budget).values(cap=1, spent=1))
+        # Then: what was spent yesterday is not spent today
+        assert waiting(tx, work) == [(False,) * 4]
+
+
+def test_a_paused_account_takes_no_place_from_others(database: Database) -> None:
+    with database.begin() as tx:
+        # Given: it has waited longest and has nothing running
+        paused, many, one = (make_sampling_session(tx, make_session(tx, make_account(tx, name))) for name in "abc")
+        make_sample(tx, paused)
+        for seq in range(5):
+            make_sample(tx, many, seq)
+        last = make_sample(tx, one)
+        budgets.add(tx, paused.account_id, Scope.ACCOUNT, paused.account_id, cap=0, now=NOW)
+        # When: one is claimed at a time
+        claimed = []
+        for _ in range(7):
+            among = pauses.unpaused(tx, now=NOW)
+            asked = {"worker_id": "w", "limit": 1, "now": NOW, "expires_at": LATER, "skip_locked": False}
+            claimed += claims.claim_samples(tx, among=among, **asked)  # type: ignore[arg-type]
+        # Then
+        assert [operation.account_id for operation in claimed] == [
+            many.account_id,
+            one.account_id,
+            *[many.account_id] * 4,
+        ]
+        assert claimed[1].id == last.id
 
 
 def test_a_soft_cap_pauses_nothing(database: Database) -> None:

@@ -4,17 +4,18 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from sqlalchemy import func, select
 
 from billing import budgets, money, rate_cards
 from billing.budgets import Budget, Scope
 from billing.holds import OverBudgetError
 from jobs import caps, sweeper
 from jobs.backlog import Backlog
-from jobs.operations import Failure, Kind
+from jobs.operations import Failure, Kind, SamplingParams
 from jobs.reminders import Reminders
 from jobs.settings import JobsSettings
 from jobs.submit import Submitter
-from storage import journal
+from storage import journal, tables
 from storage.clock import FrozenClock
 from storage.database import Database
 from storage.journal import Status
@@ -112,6 +113,55 @@ def test_the_place_of_a_refused_operation_is_no_gap_while_its_client_asks(
     assert sweeper.close_gaps(database, lambda _: None, gap_timeout_s=60) == [(run.id, 1)]
 
 
+def test_what_a_client_has_given_up_keeps_nothing_behind_it_waiting(
+    submitter: Submitter, database: Database, run: Run, clock: FrozenClock
+) -> None:
+    # Given: a place that was refused, and room for it
+    train(submitter, run, 0)
+    budget = cap(database, run, 1)
+    with pytest.raises(OverBudgetError):
+        train(submitter, run, 1)
+    with database.begin() as tx:
+        budgets.set_cap(tx, run.account_id, budget.id, money.to_units(Decimal(1000)), now=database.now(tx))
+    # When: its client asks for the next one only, every five seconds
+    asked = 0
+    while True:
+        try:
+            train(submitter, run, 2)
+            break
+        except OverBudgetError:
+            asked += 1
+            clock.advance(5)
+    # Then: for as long as the first might have been asked for again
+    assert asked == ASKED_AGAIN_S / 5
+    clock.advance(61)
+    assert sweeper.close_gaps(database, lambda _: None, gap_timeout_s=60) == [(run.id, 1)]
+
+
+def test_refusals_of_a_large_payload_leave_no_object(submitter: Submitter, storage: Storage, run: Run) -> None:
+    # Given
+    cap(storage.database, run, 1)
+    large = make_forward_backward(num_data=100)
+    stored = sorted(found.key for found in storage.objects.list())
+    # When
+    for _ in range(3):
+        with pytest.raises(OverBudgetError):
+            submitter.training(run, 1, large, kind=Kind.FORWARD_BACKWARD)
+    # Then
+    assert sorted(found.key for found in storage.objects.list()) == stored
+    with storage.database.read() as tx:
+        assert tx.execute(select(func.count()).select_from(tables.stored_object)).scalar_one() == 0
+    # and: with room it is stored, and once there it is found again over the cap
+    with storage.database.begin() as tx:
+        (budget,) = budgets.list_budgets(tx, [run.account_id], now=storage.database.now(tx))
+        budgets.set_cap(tx, run.account_id, budget.id, 10**18, now=storage.database.now(tx))
+    request_id = submitter.training(run, 1, large, kind=Kind.FORWARD_BACKWARD).request_id
+    with storage.database.begin() as tx:
+        budgets.set_cap(tx, run.account_id, budget.id, 1, now=storage.database.now(tx))
+    assert submitter.training(run, 1, large, kind=Kind.FORWARD_BACKWARD).request_id == request_id
+    assert len(list(storage.objects.list())) == len(stored) + 1
+
+
 def test_nothing_is_held_for_what_follows_in_a_run_that_was_never_made(
     submitter: Submitter, database: Database, run: Run
 ) -> None:
@@ -126,12 +176,11 @@ def test_nothing_is_held_for_what_follows_in_a_run_that_was_never_made(
     assert held(database, run) == 0
 
 
-def test_a_sample_without_max_tokens_is_held_up_to_the_context(database: Database, run: Run) -> None:
-    body = make_sample_body(num_samples=3)
-    assert body.params.max_tokens is None or body.params.max_tokens
-    longest = 100 - len(body.prompt)
-    expected = 3 * min(longest, body.params.max_tokens or longest)
-    assert caps.bound_of(body, context_length=100).tokens_sampled == expected
+@pytest.mark.parametrize(("max_tokens", "sampled"), [(None, 3 * 97), (4, 3 * 4), (1000, 3 * 97)])
+def test_a_sample_is_held_up_to_its_longest_generation_or_the_context(max_tokens: int | None, sampled: int) -> None:
+    body = make_sample_body((1, 2, 3), num_samples=3, params=SamplingParams(max_tokens=max_tokens, seed=1))
+    bound = caps.bound_of(body, context_length=100)
+    assert (bound.tokens_prefilled, bound.tokens_sampled) == (3, sampled)
 
 
 def test_a_paused_run_is_not_announced_until_there_is_room(

@@ -109,11 +109,63 @@ BUDGETS = (
     Guard(
         "the pause of samples",
         "samples would be drawn over a cap that is spent",
-        (Change("billing/pauses.py", "return not_(or_(operation.account_id.in_(accounts), within))", "return true()"),),
+        (
+            Change(
+                "billing/pauses.py",
+                "    if not spent:\n        return None",
+                "    if spent or not spent:\n        return None",
+            ),
+        ),
         (
             "tests/worker/test_sample_feeder.py::test_samples_that_a_cap_pauses_are_not_claimed_until_there_is_room",
             _COVERED,
         ),
+    ),
+    Guard(
+        "the places of paused accounts",
+        "an account that waits for money would take others' places in every claim",
+        (
+            Change(
+                "storage/claims.py", ".where(_any(among)).limit(1).correlate(account)", ".limit(1).correlate(account)"
+            ),
+        ),
+        ("tests/contracts/test_pauses.py::test_a_paused_account_takes_no_place_from_others",),
+    ),
+    Guard(
+        "the end of asking again",
+        "a place that its client has given up under a cap would block its run for ever",
+        (
+            Change(
+                "storage/runs.py",
+                'if refused_before(tx, run_id, seq, now=now) is None:\n        values = {"budget_refused_seq": seq,',
+                'if True:\n        values = {"budget_refused_seq": refused_before(tx, run_id, seq, now=now) or seq,',
+            ),
+        ),
+        ("tests/jobs/test_caps.py::test_what_a_client_has_given_up_keeps_nothing_behind_it_waiting",),
+    ),
+    Guard(
+        "the hold of what failed at once",
+        "a hold that nothing releases would shrink its cap for good",
+        (Change("jobs/caps.py", "    if operation.status in FINAL:", "    if False:"),),
+        ("tests/jobs/test_caps.py::test_nothing_is_held_for_what_follows_in_a_run_that_was_never_made",),
+    ),
+    Guard(
+        "the look before the put",
+        "every refusal of a large payload would leave it in the object store for a day",
+        (Change("jobs/submit.py", "                    self._check_caps(owner, seq, body)\n", ""),),
+        ("tests/jobs/test_caps.py::test_refusals_of_a_large_payload_leave_no_object",),
+    ),
+    Guard(
+        "the failures before a pause",
+        "a paused run with a failure at its head would be taken over again and again",
+        (
+            Change(
+                "worker/train_turn.py",
+                "                plan.cut_what_is_begun()\n",
+                "                plan.taken.clear()\n",
+            ),
+        ),
+        ("tests/worker/test_loop.py::test_a_paused_run_gets_past_what_has_failed_and_is_left_alone_then",),
     ),
     Guard(
         "the silence about what is paused",

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 from structlog.testing import capture_logs
 
-from billing import budgets
+from billing import budgets, pauses
 from billing.budgets import Scope
 from jobs.operations import (
     Datum,
@@ -113,6 +113,30 @@ def test_what_a_cap_has_no_more_room_for_is_not_begun_and_goes_on_when_there_is(
         budgets.set_cap(tx, run.account_id, budget.id, 1, now=now)
     engine.take(run)
     assert isinstance(service.outcome(waiting), ForwardBackwardOutcome)
+
+
+def test_a_paused_run_gets_past_what_has_failed_and_is_left_alone_then(service: Service, engine: Engine) -> None:
+    # given a cap that is spent, and before what it pauses an operation that was accepted as failed
+    run = service.create_run()
+    engine.take(run)
+    service.outcome(f"{run.id}:0")
+    service.submit(run, 1, Failure("change this"), kind=Kind.FORWARD_BACKWARD)
+    waiting = service.submit(run, 2, learn())
+    database = service.storage.database
+    with database.begin() as tx:
+        budgets.add(tx, run.account_id, Scope.RUN, run.id, cap=0, now=database.now(tx))
+
+    # when the engine comes to it
+    engine.take(run)
+    deadline = time.monotonic() + WAIT_S
+    while get_run(service, run).state_seq < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+    # then what follows is not begun, and nobody takes the run any more
+    with database.read() as tx:
+        assert set(pauses.waiting_runs(tx, [run.id], now=database.now(tx))) == {run.id}
+    assert service.status(waiting) == "queued"
 
 
 def test_a_seq_that_never_arrives_is_closed_and_later_ones_go_on(service: Service, engine: Engine) -> None:
