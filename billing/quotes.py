@@ -19,8 +19,9 @@ from decimal import Decimal
 from sqlalchemy import Connection, insert, select
 
 from billing import money, rate_cards, rating, usage_totals
+from billing.money import AmountError
 from billing.usage import Usage
-from billing.usage_totals import Scope
+from billing.usage_totals import Scope, UsageTotal
 from storage import billing_tables
 
 MEASURED_OVER = timedelta(days=30)
@@ -28,6 +29,9 @@ MEASURED_OVER = timedelta(days=30)
 
 PAST_MAX = 100
 """So many of an account's newest quotes for a base model are held against what became of them."""
+
+COUNT_MAX = 2**63 - 1
+"""The largest number of tokens, or of nanoseconds, that a row can hold."""
 
 _table = billing_tables.quote
 _PASSES, _STEP = "forward_backward", "optim_step"
@@ -136,28 +140,25 @@ class Errors:
     worst: float
 
 
-def make(
-    tx: Connection, account_id: str, base_model: str, work: Work, *, now: datetime, device: str | None = None
-) -> Quote:
+def make(tx: Connection, account_id: str, base_model: str, work: Work, speed: Speed | None, *, now: datetime) -> Quote:
     """Quote the work and keep the quote.
 
     Args:
-        device: None is the one that has trained most tokens of this base model lately.
+        speed: what `find_speed` has found, in a transaction of its own: it reads for long, and this one writes.
 
     Raises:
-        AmountError: it costs more than a row can hold.
+        AmountError: it takes or costs more than a row can hold.
     """
-    measured = [one for one in speeds(tx, base_model, now=now) if device in (None, one.device)]
-    speed = max(measured, key=lambda one: one.tokens, default=None)
-    chosen = device or "" if speed is None else speed.device
-    device_ns = 0 if speed is None else speed.device_ns(work)
+    device, device_ns = ("", 0) if speed is None else (speed.device, speed.device_ns(work))
+    if max(work.total_tokens, device_ns) > COUNT_MAX:
+        raise AmountError(f"{work.total_tokens} tokens are too much work for one quote: quote a part of it")
     dated = rate_cards.in_force(tx, account_id, at=now)
-    used = Usage(chosen, device_ns, attempt=1, worker_id="", tokens_trained=work.total_tokens)
+    used = Usage(device, device_ns, attempt=1, worker_id="", tokens_trained=work.total_tokens)
     quote = Quote(
         id=f"quote-{secrets.token_hex(6)}",
         account_id=account_id,
         base_model=base_model,
-        device="" if speed is None else chosen,
+        device=device,
         tokens=work.total_tokens,
         device_ns=device_ns,
         units=money.to_units(rating.charge(used, base_model, dated.card)),
@@ -169,14 +170,21 @@ def make(
     return quote
 
 
+def find_speed(tx: Connection, base_model: str, *, now: datetime, device: str | None = None) -> Speed | None:
+    """What was measured lately on this device, or on the one that has trained most tokens of the base model.
+
+    It reads the usage of everyone; ask in a transaction that only reads.
+    """
+    measured = [one for one in speeds(tx, base_model, now=now) if device in (None, one.device)]
+    return max(measured, key=lambda one: one.tokens, default=None)
+
+
 def speeds(tx: Connection, base_model: str, *, now: datetime) -> Sequence[Speed]:
     """What was measured lately for a base model, over all accounts, per device."""
     since = usage_totals.hour_of(now - MEASURED_OVER)
-    found = usage_totals.totals(tx, Scope(since=since), by=("base_model", "kind", "device"))
+    scope = Scope(since=since, base_model=base_model, kinds=(_PASSES, _STEP))
     by_device = {
-        (total.device or "", total.kind): total
-        for total in found
-        if total.base_model == base_model and total.kind in (_PASSES, _STEP)
+        (total.device or "", total.kind): total for total in usage_totals.totals(tx, scope, by=("kind", "device"))
     }
     measured = []
     for device in sorted({device for device, _ in by_device}):
@@ -194,7 +202,17 @@ def past(tx: Connection, account_id: str, base_model: str | None = None) -> Sequ
     query = query.where(_table.c.account_id == account_id).order_by(_table.c.created_at.desc(), _table.c.id)
     if base_model is not None:
         query = query.where(_table.c.base_model == base_model)
-    return [_past(tx, Quote(**row._mapping)) for row in tx.execute(query.limit(PAST_MAX)).all()]
+    quotes = [Quote(**row._mapping) for row in tx.execute(query.limit(PAST_MAX)).all()]
+    if not quotes:
+        return []
+    scope = Scope(
+        account_id=account_id,
+        batches=[quote.id for quote in quotes],
+        kinds=(_PASSES, _STEP),
+        since=usage_totals.hour_of(quotes[-1].created_at),  # no script knew its tag before
+    )
+    done = {(one.batch, one.base_model): one for one in usage_totals.totals(tx, scope, by=("batch", "base_model"))}
+    return [_past(quote, done.get((quote.id, quote.base_model))) for quote in quotes]
 
 
 def errors(found: Sequence[Past]) -> Errors | None:
@@ -205,12 +223,7 @@ def errors(found: Sequence[Past]) -> Errors | None:
     return Errors(len(known), statistics.median(abs(error) for error in known), max(known, key=abs))
 
 
-def _past(tx: Connection, quote: Quote) -> Past:
-    done = usage_totals.totals(tx, Scope(account_id=quote.account_id, batch=quote.id), by=("base_model", "kind"))
-    trained = [one for one in done if one.base_model == quote.base_model and one.kind in (_PASSES, _STEP)]
-    return Past(
-        quote,
-        tokens=sum(one.tokens_trained for one in trained),
-        device_ns=sum(one.device_ns for one in trained),
-        units=sum(one.charge for one in trained),
-    )
+def _past(quote: Quote, trained: UsageTotal | None) -> Past:
+    if trained is None:
+        return Past(quote, tokens=0, device_ns=0, units=0)
+    return Past(quote, tokens=trained.tokens_trained, device_ns=trained.device_ns, units=trained.charge)

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from billing import money
 from billing.usage import COUNTS
-from storage import billing_tables
+from storage import billing_tables, tables
 from storage.tables import Timestamp
 
 HOUR = timedelta(hours=1)
@@ -49,7 +49,10 @@ class Scope:
     """Whose usage, and when; None is any.
 
     Attributes:
+        batches: any of these.
         run_id, run_ids: a run or any of these, samples drawn from their weights included.
+        kinds: any of these kinds of operations, or of storage (`STORAGE_KINDS`); without one of storage, its rows are
+            not read.
         since, until: what finished from the one on and before the other; storage counts with the beginning of its hour.
     """
 
@@ -58,8 +61,11 @@ class Scope:
     api_key_id: int | None = None
     session_id: str | None = None
     batch: str | None = None
+    batches: Sequence[str] | None = None
     run_id: str | None = None
     run_ids: Sequence[str] | None = None
+    kinds: Sequence[str] | None = None
+    base_model: str | None = None
     since: datetime | None = None
     until: datetime | None = None
 
@@ -138,8 +144,9 @@ def _parts(scope: Scope) -> list[Select[Any]]:
     since, until = scope.since, scope.until
     first = None if since is None else _next_hour(since)
     last = None if until is None else hour_of(until)
+    stored = _hours_of_storage(scope)
     if first is not None and last is not None and first >= last:
-        return [_records(scope, _finished_between(since, until)), _hours_of_storage(scope)]
+        return [_records(scope, _finished_between(since, until)), *stored]
     hours = [] if first is None else [_rollup.c.hour >= first]
     hours += [] if last is None else [_rollup.c.hour < last]
     edges = [(since, first)] if since != first else []
@@ -147,9 +154,9 @@ def _parts(scope: Scope) -> list[Select[Any]]:
     rolled_up = [_rollup.c[name] for name in (*_NUMBERS, "charge")]
     return [
         select(*_dimensions(_rollup, _rollup.c.hour), *rolled_up, literal(0).label("byte_seconds")).where(
-            *_of(scope, _rollup), *hours
+            *_of(scope, _rollup), *_of_kinds(scope, _rollup), *hours
         ),
-        _hours_of_storage(scope),
+        *stored,
         _records(scope, [billing_tables.NOT_ROLLED_UP, *_finished_between(first, last)]),
         *(_records(scope, _finished_between(*edge)) for edge in edges),
     ]
@@ -162,19 +169,24 @@ def _records(scope: Scope, wanted: Sequence[Any]) -> Select[Any]:
     counts = [_record.c[name] for name in COUNTS]
     columns = (*_dimensions(_record, hour), literal(1).label("operations"), *counts)
     large = (func.coalesce(charge, 0).label("charge"), literal(0).label("byte_seconds"))
-    return select(*columns, *large).where(*_of(scope, _record), *wanted)
+    return select(*columns, *large).where(*_of(scope, _record), *_of_kinds(scope, _record), *wanted)
 
 
-def _hours_of_storage(scope: Scope) -> Select[Any]:
+def _hours_of_storage(scope: Scope) -> list[Select[Any]]:
+    """One query, or none where no kind of storage is wanted."""
+    kinds = [kind for kind, name in STORAGE_KINDS.items() if scope.kinds is None or name in scope.kinds]
+    if not kinds:
+        return []
     charge = select(_entry.c.amount).where(_entry.c.storage_usage_id == _storage.c.id).scalar_subquery()
     kind = case(*((_storage.c.kind == kind, name) for kind, name in STORAGE_KINDS.items())).label("kind")
     plain = [_storage.c.account_id, _storage.c.session_id, kind, _storage.c.base_model, literal("").label("device")]
     numbers = [literal(0).label(name) for name in _NUMBERS]
     columns = (_storage.c.hour, *plain, *_or_none(_storage), *numbers)
-    wanted = [] if scope.since is None else [_storage.c.hour >= scope.since]
+    wanted: list[ColumnElement[bool]] = [] if len(kinds) == len(STORAGE_KINDS) else [_storage.c.kind.in_(kinds)]
+    wanted += [] if scope.since is None else [_storage.c.hour >= scope.since]
     wanted += [] if scope.until is None else [_storage.c.hour < scope.until]
     query = select(*columns, func.coalesce(charge, 0).label("charge"), _storage.c.byte_seconds)
-    return query.where(*_of(scope, _storage), *wanted)
+    return [query.where(*_of(scope, _storage), *wanted)]
 
 
 def _dimensions(table: Table, hour: ColumnElement[Any]) -> list[ColumnElement[Any]]:
@@ -186,9 +198,17 @@ def _or_none(table: Table) -> list[ColumnElement[Any]]:
 
 
 def _of(scope: Scope, table: Table) -> list[ColumnElement[bool]]:
-    names = ("account_id", "project_id", "api_key_id", "session_id", "batch", "run_id")
+    names = ("account_id", "project_id", "api_key_id", "session_id", "batch", "run_id", "base_model")
     wanted = [table.c[name] == value for name in names if (value := getattr(scope, name)) is not None]
-    return wanted + ([] if scope.run_ids is None else [table.c.run_id.in_(scope.run_ids)])
+    wanted += [] if scope.run_ids is None else [table.c.run_id.in_(scope.run_ids)]
+    if scope.since is not None and scope.account_id is scope.run_id is scope.run_ids is None:
+        # indices of times begin with the account: with all of them named, what is older is not read
+        wanted.append(table.c.account_id.in_(select(tables.account.c.id)))
+    return wanted + ([] if scope.batches is None else [table.c.batch.in_(scope.batches)])
+
+
+def _of_kinds(scope: Scope, table: Table) -> list[ColumnElement[bool]]:
+    return [] if scope.kinds is None else [table.c.kind.in_(scope.kinds)]
 
 
 def _finished_between(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:

@@ -56,15 +56,17 @@ def quote(
     """
     with opened(data_dir) as storage:
         work = _read(storage, base_model, data, epochs=epochs, batch_size=batch_size)
-        with storage.database.begin() as tx:
+        with storage.database.read() as tx:
             account = get_account(tx, account_name) if account_name else _only(list_accounts(tx))
             now = storage.database.now(tx)
-            try:
-                made = quotes.make(tx, account.id, base_model, work, now=now, device=device)
-            except AmountError as error:
-                raise CliError(str(error)) from error
+            speed = quotes.find_speed(tx, base_model, now=now, device=device)
             errors = quotes.errors(quotes.past(tx, account.id, base_model))
-            currency = rate_cards.currency(tx)
+        try:
+            with storage.database.begin() as tx:
+                made = quotes.make(tx, account.id, base_model, work, speed, now=now)
+                currency = rate_cards.currency(tx)
+        except AmountError as error:
+            raise CliError(str(error)) from error
     if as_json:
         print_json(schemas.quote(made, currency) | {"steps": work.steps, "past": schemas.quote_errors(errors)})
     else:

@@ -52,11 +52,13 @@ def make_quote(
     else:
         raise BadRequestError("say what is to be trained: `data`, or both `examples` and `tokens`")
     work = Work(examples, tokens, wanted.epochs, wanted.batch_size)
+    with services.database.read() as tx:
+        now = services.database.now(tx)
+        speed = quotes.find_speed(tx, model.name, now=now, device=wanted.device)
+        errors = quotes.errors(quotes.past(tx, key.account_id, model.name))
     try:
         with services.database.begin() as tx:
-            now = services.database.now(tx)
-            made = quotes.make(tx, key.account_id, model.name, work, now=now, device=wanted.device)
-            errors = quotes.errors(quotes.past(tx, key.account_id, model.name))
+            made = quotes.make(tx, key.account_id, model.name, work, speed, now=now)
             currency = rate_cards.currency(tx)
     except AmountError as error:
         raise BadRequestError(str(error)) from error

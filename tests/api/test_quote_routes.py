@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from api.examples import ExampleError, TokenCounter
 from storage import base_models, runs
@@ -108,6 +109,35 @@ def test_a_quote_shows_how_far_off_earlier_ones_were(alice: Account, storage: St
 
 
 @pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("made_by", ["route", "command"])
+def test_nobody_waits_while_a_quote_reads(alice: Account, storage: Storage, tmp_path: Path, made_by: str) -> None:
+    # given what is done in transactions that others wait for
+    train(storage, alice, 1, tags=[])
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"tokens": [1, 2, 3, 4]}\n')
+    transactions: list[list[str]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if statement.startswith("BEGIN"):
+            transactions.append([])
+        transactions[-1].append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        # when
+        if made_by == "route":
+            alice.post("quotes", {"base_model": NAME, "examples": 5, "tokens": 10})
+        else:
+            run_json(storage.settings.data_dir, "quote", "--model", NAME, "--data", str(data))
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    # then one of them writes the quote down, and none reads usage
+    writing = [statement for begin, *done in transactions if begin == "BEGIN IMMEDIATE" for statement in done]
+    assert len([statement for statement in writing if "INSERT INTO quote" in statement]) == 1
+    assert not [statement for statement in writing if "usage_" in statement]
+
+
+@pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -115,6 +145,7 @@ def test_a_quote_shows_how_far_off_earlier_ones_were(alice: Account, storage: St
         ({"base_model": NAME, "data": [{"tokens": [1]}]}, 400),
         ({"base_model": "none", "examples": 1, "tokens": 5}, 404),
         ({"base_model": NAME, "examples": 1, "tokens": 5, "epochs": 0}, 400),
+        ({"base_model": NAME, "examples": 1, "tokens": 2**50, "epochs": 10**6}, 400),
     ],
 )
 def test_what_cannot_be_quoted_says_why(alice: Account, body: dict[str, Any], status: int) -> None:

@@ -84,6 +84,25 @@ def test_ranges_that_meet_share_no_hour_of_storage(database: Database, run: Run)
         assert parts[1] >= 2 * parts[4] > 0
 
 
+def test_usage_is_asked_for_by_kind_and_base_model(database: Database, run: Run) -> None:
+    # given operations and both kinds of storage of a run
+    with database.read() as tx:
+        by_kind = {total.kind: total for total in usage_totals.totals(tx, by=("kind",))}
+        assert set(by_kind) == {"checkpoint_storage", "forward_backward", "state_storage"}
+        for kinds in (
+            ["forward_backward"],
+            ["state_storage"],
+            ["checkpoint_storage", "forward_backward"],
+            list(by_kind),
+            [],
+        ):
+            # when
+            found = usage_totals.totals(tx, Scope(kinds=kinds, base_model=run.base_model), by=("kind",))
+            # then
+            assert found == [by_kind[kind] for kind in sorted(kinds)]
+        assert usage_totals.totals(tx, Scope(base_model="another")) == []
+
+
 def test_sums_of_bytes_may_exceed_64_bits(database: Database, clock: FrozenClock) -> None:
     with database.begin() as tx:
         price_storage(tx)
