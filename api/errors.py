@@ -97,6 +97,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(PoolTimeoutError, _answer_busy)
     app.add_exception_handler(IntegrityError, _answer_busy)  # two of the same request at once: the next finds a row
     app.add_exception_handler(DataError, _answer_unstorable)
+    app.add_exception_handler(OverflowError, _answer_unstorable)  # SQLite's driver, and times beyond the year 9999
     app.add_exception_handler(Exception, _answer_unexpected)
 
 
@@ -148,7 +149,8 @@ async def _answer_busy(request: Request, _error: Exception) -> JSONResponse:
     return _detail(503, "the service is busy; try again", **{"Retry-After": RETRY_AFTER_S})
 
 
-async def _answer_unstorable(_request: Request, _error: Exception) -> JSONResponse:
+async def _answer_unstorable(request: Request, error: Exception) -> JSONResponse:
+    log.warning("request_unstorable", path=request.url.path, error=type(error).__name__)
     return _detail(
         400, "a text or a number in the request cannot be stored: NUL characters and huge numbers are refused"
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from api.dependencies import CurrentKey, Joined
+from api.parameters import Moment
 from billing import budgets, cost
 from billing.usage_totals import Scope
 
@@ -22,7 +23,7 @@ class CostFilters(BaseModel):
     project: str | None = Field(None, max_length=64)
     key: int | None = Field(None, ge=1, le=2**63 - 1)
     batch: str | None = Field(None, max_length=128)
-    since: AwareDatetime | None = None
+    since: Moment | None = None
 
 
 @router.get("/cost")

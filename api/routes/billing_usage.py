@@ -8,11 +8,11 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime
 from sqlalchemy import Connection
 
 from api.dependencies import CurrentKey, Joined
 from api.errors import BadRequestError
+from api.parameters import Moment
 from billing import checkpoint_storage, rate_cards, usage_events
 from billing.rating import gigabyte_hours
 from billing.usage_events import EventKind, UsageEvent
@@ -27,9 +27,7 @@ BYTES_PER_GIGABYTE = 10**9
 
 
 @router.get("/events")
-def list_usage_events(
-    services: Joined, key: CurrentKey, starting_on: AwareDatetime, ending_before: AwareDatetime
-) -> dict[str, Any]:
+def list_usage_events(services: Joined, key: CurrentKey, starting_on: Moment, ending_before: Moment) -> dict[str, Any]:
     """The account's usage of whole hours, with costs in US dollars if that is what the deployment bills in."""
     with services.database.read() as tx:
         _check_window(starting_on, ending_before, now=services.database.now(tx))

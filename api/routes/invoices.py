@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Response
 
 from api import invoice_csv, invoice_pdf, schemas
 from api.dependencies import CurrentKey, Joined
+from api.parameters import Offset
 from billing import invoices
 from billing.settings import BillingSettings
 
@@ -19,7 +20,7 @@ def list_invoices(
     services: Joined,
     key: CurrentKey,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Offset = 0,
 ) -> dict[str, Any]:
     """Invoices and credit notes, newest first."""
     with services.database.read() as tx:

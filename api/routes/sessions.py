@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from api import schemas, session_search
 from api.dependencies import CurrentKey, Joined, json_of
 from api.errors import GoneError
+from api.parameters import Offset
 from api.wire import bodies
 from storage import runs
 
@@ -66,7 +67,7 @@ def list_sessions(
     services: Joined,
     key: CurrentKey,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Offset = 0,
 ) -> dict[str, Any]:
     """The account's sessions, newest first."""
     with services.database.read() as tx:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from api import schemas
 from api.dependencies import CurrentKey, Joined
+from api.parameters import Offset
 from api.services import Services
 from billing import cost
 from storage import checkpoints, runs
@@ -24,7 +25,7 @@ def list_training_runs(
     services: Joined,
     key: CurrentKey,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Offset = 0,
 ) -> dict[str, Any]:
     """The account's runs, newest first."""
     with services.database.read() as tx:

@@ -13,6 +13,7 @@ from api.acceptance import accept_training, read_json_payload
 from api.dependencies import CurrentKey, Joined, RawBody, json_of
 from api.errors import BadRequestError
 from api.limits import RequestBody
+from api.parameters import Offset
 from api.routes.training import fields_of, promise
 from api.services import Services
 from api.wire import bodies, json_requests
@@ -81,7 +82,7 @@ def list_checkpoints(
     services: Joined,
     key: CurrentKey,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Offset = 0,
 ) -> dict[str, Any]:
     """The account's checkpoints, newest first."""
     with services.database.read() as tx:

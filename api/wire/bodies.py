@@ -7,11 +7,11 @@ unless ignoring them would change what is computed. Whether values make sense is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from api.parameters import Moment
 from jobs.validation.errors import InvalidOperationError
 from storage.runs import BATCH_TAG
 
@@ -122,7 +122,7 @@ class StatusQuery(Body):
 class SearchCursor(Body):
     """Where the next page of a search begins."""
 
-    last_created_at: Annotated[datetime, Field(strict=False)]
+    last_created_at: Annotated[Moment, Field(strict=False)]
     last_session_id: str
 
 
