@@ -30,7 +30,8 @@ def credit(
             all that earlier corrections have left.
 
     Raises:
-        InvoiceError: it is a credit note itself, has no such line, or less is left to be credited.
+        InvoiceError: it is a credit note itself, has no such line, less is left to be credited, or so little is
+            credited that the note would be of nothing.
     """
     if invoice.kind != InvoiceKind.INVOICE:
         raise InvoiceError(f"{invoice.number} is a credit note: credit the invoice that it corrects")
@@ -46,6 +47,12 @@ def credit(
     if credited == 0 or credited != (units or credited):
         there = money.plain(money.from_units(credited))
         raise InvoiceError(f"of invoice {invoice.number} only {there} is left to be credited there: ask for no more")
+    if money.round_to_cents(credited, invoice.currency) == 0:
+        little = f"{money.plain(money.from_units(credited))} {invoice.currency}"
+        raise InvoiceError(
+            f"{little} rounds to nothing, and a credit note is of whole cents: credit more at once, or correct the "
+            "charge with `piecework billing adjust`, which the next invoice adds up exactly"
+        )
     return issuing.issue(
         tx,
         note_id,

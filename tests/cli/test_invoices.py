@@ -22,7 +22,7 @@ from tests.factories import bill, make_account, make_checkpoint, make_operation,
 
 
 def use(data_dir: Path) -> None:
-    """An account that has been charged for 30 s of the default card, and has paid 1."""
+    """An account that has been charged for 30 000 s of the default card, and has paid 1."""
     storage = open_storage(StorageSettings(data_dir=data_dir))
     migrate(storage.database)
     with storage.database.begin() as tx:
@@ -30,7 +30,7 @@ def use(data_dir: Path) -> None:
         now = storage.database.now(tx)
         ours = make_run(tx, account)
         operation = make_operation(tx, ours)
-        bill(tx, ours, operation, make_usage(device_ns=30 * 10**9, tokens_trained=10**6), now=now)
+        bill(tx, ours, operation, make_usage(device_ns=30_000 * 10**9, tokens_trained=10**6), now=now)
         append(tx, [NewEntry(EntryKind.TOP_UP, "topup:1", Dimensions(account.id), -money.SCALE)], now=now)
     storage.close()
 
@@ -99,7 +99,7 @@ def test_an_invoice_is_closed_shown_and_credited(tmp_path: Path) -> None:
     assert sum(amounts[:-1]) == amounts[-1] == Decimal(closed["total"])
     # And: a line leads to its usage record
     (entry,) = run_json(tmp_path, "invoices", "show", "1", "--trace", "1")["entries"]
-    assert (entry["usage_device_ns"], Decimal(entry["amount"])) == (30 * 10**9, charged)
+    assert (entry["usage_device_ns"], Decimal(entry["amount"])) == (30_000 * 10**9, charged)
     # When
     note = run_json(tmp_path, "invoices", "credit", "1", "--reason", "outage")["invoice"]
     # Then

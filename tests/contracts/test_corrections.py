@@ -69,6 +69,25 @@ def test_no_more_is_credited_than_is_left(database: Database) -> None:
         assert list(invoices.check(tx)) == []
 
 
+@pytest.mark.parametrize("asked_for", [4 * money.SCALE // 1000, None])
+def test_a_credit_note_of_nothing_is_not_issued(database: Database, asked_for: int | None) -> None:
+    with database.begin() as tx:
+        # given an invoice of two charges, or of less than half a cent
+        invoice = make_invoice(tx, *((SECOND_NS, SECOND_NS) if asked_for else (2_000_000, 2_000_000)))
+    # when
+    with pytest.raises(InvoiceError, match=r"0\.004 USD rounds to nothing.*billing adjust"), database.begin() as tx:
+        credit_notes.credit(tx, invoice, reason="x", units=asked_for, now=NEXT)
+    with database.begin() as tx:
+        # then nothing was used up, and a little more is a cent
+        assert entries(tx, ENTRY.c.kind == EntryKind.ADJUSTMENT) == []
+        assert len(invoices.list_invoices(tx)) == 1
+        if asked_for:
+            note = credit_notes.credit(tx, invoice, reason="x", units=6 * money.SCALE // 1000, now=NEXT)
+            assert (note.number, note.total) == (2, Decimal("-0.01"))
+            assert credit_notes.credit(tx, invoice, reason="rest", now=NEXT).total == Decimal("-1.99")
+        assert list(invoices.check(tx)) == []
+
+
 def test_one_line_is_credited_alone(database: Database) -> None:
     with database.begin() as tx:
         invoice = make_invoice(tx, SECOND_NS, 5 * SECOND_NS, kinds=("forward_backward", "optim_step"))
