@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import Any
 
 from sqlalchemy import ColumnElement, func
@@ -33,11 +33,14 @@ def round_charge(amount: Decimal) -> Decimal:
     """The amount at the precision it is charged at; half-way cases go to the even digit.
 
     Raises:
-        AmountError: not a number, or infinite.
+        AmountError: not a number, infinite, or of more digits than are reckoned with.
     """
     if not amount.is_finite():
         raise AmountError(f"{amount} is no amount of money")
-    return amount.quantize(_UNIT, rounding=ROUND_HALF_EVEN, context=_EXACT)
+    try:
+        return amount.quantize(_UNIT, rounding=ROUND_HALF_EVEN, context=_EXACT)
+    except InvalidOperation as error:
+        raise AmountError(f"{amount} is too large for an amount of money") from error
 
 
 def cents_digits(currency: str) -> int:

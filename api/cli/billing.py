@@ -13,10 +13,10 @@ from api.cli.billing_cards import cards
 from api.cli.billing_export import export, rebuild_rollups
 from api.cli.billing_reconcile import reconcile
 from api.cli.billing_verify import verify
-from api.cli.cost import parse_since
+from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import data_dir_option, json_option, reference_option
 from api.cli.output import print_json
 from billing import ledger, money, rate_cards
 from billing.dimensions import Dimensions
@@ -36,7 +36,7 @@ def billing() -> None:
 @click.argument("amount")
 @account_option
 @click.option("--project", "project_id", help="Counts for this project's caps too.")
-@click.option("--reference", help="Of the payment: the same one again is booked once.")
+@reference_option("Of the payment: the same one again is booked once.")
 @json_option
 @data_dir_option
 def topup(
@@ -58,7 +58,7 @@ def topup(
 @click.argument("amount")
 @account_option
 @click.option("--project", "project_id", help="Counts for this project's caps too.")
-@click.option("--reference", help="What it is for: the same one again is booked once.")
+@reference_option("What it is for: the same one again is booked once.")
 @json_option
 @data_dir_option
 def credit(
@@ -86,7 +86,7 @@ def balance(*, account_name: str, project_id: str | None, moment: str | None, as
     """Show what an account has in its favour; negative is owed."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         account = get_account(tx, account_name)
-        at = parse_since(moment, now=storage.database.now(tx)) if moment else None
+        at = parse_moment(moment, "--at", now=storage.database.now(tx)) if moment else None
         amount = money.plain(ledger.balance(tx, account.id, project_id=project_id, at=at))
         currency = rate_cards.currency(tx)
     if as_json:
@@ -103,8 +103,10 @@ def parse_amount(text: str, what: str = "AMOUNT") -> int:
     """
     try:
         units = money.to_units(Decimal(text))
-    except (InvalidOperation, AmountError) as error:
+    except InvalidOperation as error:
         raise CliError(f"{what} {text!r} is no amount of money: write e.g. 25 or 12.50") from error
+    except AmountError as error:
+        raise CliError(f"{what}: {error}") from error
     if units <= 0:
         raise CliError(f"{what} {text!r} must be more than 0")
     return units

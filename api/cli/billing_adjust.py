@@ -10,7 +10,7 @@ import click
 
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import NUMBER, data_dir_option, json_option, reference_option
 from api.cli.output import print_json
 from billing import corrections, money
 from billing.invoices import InvoiceError
@@ -18,10 +18,10 @@ from billing.money import AmountError
 
 
 @click.command()
-@click.argument("entry_id", type=click.IntRange(1))
+@click.argument("entry_id", type=NUMBER)
 @click.option("--amount", required=True, help="What is added to the entry, e.g. -1.50 in favour of the account.")
 @click.option("--reason", required=True, help="Why, as the invoice says it.")
-@click.option("--reference", help="The same one again is booked once.")
+@reference_option("The same one again is booked once.")
 @json_option
 @data_dir_option
 def adjust(*, entry_id: int, amount: str, reason: str, reference: str | None, as_json: bool, data_dir: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from api.cli.cost import parse_since
+from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import NUMBER, data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from billing import rate_cards
 from billing.rate_card_file import RateCardError
@@ -37,7 +37,7 @@ def list_(as_json: bool, data_dir: Path) -> None:
 
 
 @cards.command()
-@click.argument("card_id", type=click.IntRange(1))
+@click.argument("card_id", type=NUMBER)
 @data_dir_option
 def show(card_id: int, data_dir: Path) -> None:
     """Print rate card CARD_ID as it was given."""
@@ -56,11 +56,14 @@ def show(card_id: int, data_dir: Path) -> None:
 @data_dir_option
 def add(*, file: Path, account_name: str | None, since: str | None, as_json: bool, data_dir: Path) -> None:
     """Add the rate card in FILE (TOML); what is priced already stays as it is."""
-    content = file.read_text(encoding="utf-8")
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CliError(f"{file} is not UTF-8 ({error}): save it as UTF-8 text") from error
     with opened(data_dir) as storage, storage.database.begin() as tx:
         now = storage.database.now(tx)
         account_id = get_account(tx, account_name).id if account_name else None
-        effective_at = parse_since(since, now=now) if since else None
+        effective_at = parse_moment(since, "--from", now=now) if since else None
         try:
             card = rate_cards.add(
                 tx, content, now=now, effective_at=effective_at, account_id=account_id, name=str(file)

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from api.cli.cost import parse_since
+from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
@@ -97,7 +97,7 @@ def _chosen(storage: Storage, since: str, until: str | None, file_format: Format
     with storage.database.read() as tx:
         now = storage.database.now(tx)
         account_id = get_account(tx, account_name).id if account_name else None
-    first, end = parse_since(since, now=now), parse_since(until, now=now) if until else now
+    first, end = parse_moment(since, "--from", now=now), parse_moment(until, "--to", now=now) if until else now
     if first >= end:
         raise CliError(f"--from {first.isoformat()} must be before --to {end.isoformat()}")
     return Export(first, end, file_format, account_id)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from api.cli.billing import account_option, parse_amount
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import NUMBER, data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from billing import budgets as stored
 from billing.budgets import Budget, Period, Scope
@@ -72,7 +72,7 @@ def list_(account_name: str, as_json: bool, data_dir: Path) -> None:
 
 
 @budgets.command("set")
-@click.argument("budget_id", type=int)
+@click.argument("budget_id", type=NUMBER)
 @click.argument("cap")
 @account_option
 @json_option
@@ -90,7 +90,7 @@ def set_(budget_id: int, cap: str, account_name: str, as_json: bool, data_dir: P
 
 
 @budgets.command()
-@click.argument("budget_id", type=int)
+@click.argument("budget_id", type=NUMBER)
 @account_option
 @json_option
 @data_dir_option

@@ -10,8 +10,9 @@ import click
 
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import NUMBER, data_dir_option, json_option
 from api.cli.output import print_json, print_table
+from api.parameters import FIRST_YEAR, LAST_YEAR
 from billing import cost as billed
 from billing.money import plain
 from billing.rating import device_seconds, gigabyte_hours
@@ -27,7 +28,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 @click.option("--run", "run_id", help="Only this training run.")
 @click.option("--session", "session_id", help="Only this session.")
 @click.option("--project", "project_id", help="Only this project.")
-@click.option("--key", "api_key_id", type=int, help="Only what this API key was used for; its number.")
+@click.option("--key", "api_key_id", type=NUMBER, help="Only what this API key was used for; its number.")
 @click.option("--batch", help="Only sessions with the tag batch:NAME.")
 @click.option("--account", "account_name", help="Only this account.")
 @click.option("--since", help="Only what finished since: 2026-01-31, 2026-01-31T12:00:00+00:00, or 90m, 24h, 7d ago.")
@@ -48,7 +49,7 @@ def cost(
     """Show usage and cost per account, run and kind of operation or storage."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         account = get_account(tx, account_name) if account_name else None
-        moment = parse_since(since, now=storage.database.now(tx)) if since else None
+        moment = parse_moment(since, "--since", now=storage.database.now(tx)) if since else None
         if run_id is not None:
             runs.get_run(tx, run_id)
         scope = Scope(
@@ -99,18 +100,30 @@ def cost(
     print_table((*headings, report.currency), rows, numbers=range(4, 11), empty="nothing has been used yet")
 
 
-def parse_since(text: str, *, now: datetime) -> datetime:
+def parse_moment(text: str, option: str, *, now: datetime) -> datetime:
     """A day, a moment, or a time ago; what has no time zone is UTC.
 
+    Args:
+        option: where it was written, for messages.
+
     Raises:
-        CliError: none of these.
+        CliError: none of these, or too far away to be reckoned with.
     """
-    if match := _AGO.fullmatch(text):
-        return now - timedelta(**{_UNITS[match[2]]: float(match[1])})
     try:
-        moment = datetime.fromisoformat(text)
+        moment = _parsed(text, now)
+    except OverflowError:
+        moment = None
     except ValueError as error:
         raise CliError(
-            f"--since {text!r} is no time: write 2026-01-31, 2026-01-31T12:00:00, or 90m, 24h, 7d"
+            f"{option} {text!r} is no time: write 2026-01-31, 2026-01-31T12:00:00, or 90m, 24h, 7d"
         ) from error
+    if moment is None or not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise CliError(f"{option} {text!r} is too far away: name a time in the years {FIRST_YEAR} to {LAST_YEAR}")
+    return moment
+
+
+def _parsed(text: str, now: datetime) -> datetime:
+    if match := _AGO.fullmatch(text):
+        return now - timedelta(**{_UNITS[match[2]]: float(match[1])})
+    moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -10,10 +10,10 @@ import click
 
 from api import invoice_csv, invoice_pdf, schemas
 from api.cli.billing import parse_amount
-from api.cli.cost import parse_since
+from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import NUMBER, data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from api.invoice_pdf import FontError
 from billing import closing, credit_notes, invoice_lines, money
@@ -50,10 +50,10 @@ def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
 
 
 @invoices.command()
-@click.argument("number", type=click.IntRange(1))
+@click.argument("number", type=NUMBER)
 @click.option("--csv", "as_csv", is_flag=True, help="Print a row per line as CSV.")
 @click.option("--pdf", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file as PDF.")
-@click.option("--trace", type=click.IntRange(1), help="Show the usage records and ledger entries behind this line.")
+@click.option("--trace", type=NUMBER, help="Show the usage records and ledger entries behind this line.")
 @json_option
 @data_dir_option
 def show(*, number: int, as_csv: bool, pdf: Path | None, trace: int | None, as_json: bool, data_dir: Path) -> None:
@@ -92,7 +92,7 @@ def close(account_name: str, until: str | None, as_json: bool, data_dir: Path) -
     """Close a period of an account now; what has been closed is not closed again."""
     with opened(data_dir) as storage, storage.database.begin() as tx:
         now = storage.database.now(tx)
-        end = parse_since(until, now=now) if until else now
+        end = parse_moment(until, "--until", now=now) if until else now
         try:
             invoice = closing.close(tx, get_account(tx, account_name).id, end=end, now=now)
         except (InvoiceError, AmountError) as error:
@@ -104,9 +104,9 @@ def close(account_name: str, until: str | None, as_json: bool, data_dir: Path) -
 
 
 @invoices.command()
-@click.argument("number", type=click.IntRange(1))
+@click.argument("number", type=NUMBER)
 @click.option("--reason", required=True, help="Why, as the credit note says it.")
-@click.option("--line", type=click.IntRange(1), help="Only charges of this line.")
+@click.option("--line", type=NUMBER, help="Only charges of this line.")
 @click.option("--amount", help="So much of it; all that is left, if none is named.")
 @json_option
 @data_dir_option

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import NUMBER, data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from storage import accounts as stored
 from storage.errors import RowNotFoundError
@@ -69,7 +69,7 @@ def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
 
 
 @keys.command()
-@click.argument("key_id", type=int)
+@click.argument("key_id", type=NUMBER)
 @json_option
 @data_dir_option
 def revoke(key_id: int, as_json: bool, data_dir: Path) -> None:

@@ -10,6 +10,15 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+NUMBER = click.IntRange(1, 2**63 - 1)
+"""Of a row: a key, a budget, an invoice; the database has no larger one."""
+
+COUNT = click.IntRange(0, 2**62)
+"""How many are left out of a list."""
+
+REFERENCE_CHARS_MAX = 100
+"""A reference is part of a ledger entry's source, beside the account or the entry that it is for."""
+
 DEFAULT_DATA_DIR = Path(".piecework")
 
 
@@ -29,6 +38,17 @@ def data_dir_option(command: Command) -> Command:
         callback=_absolute,
         help="Directory of the embedded service: database, objects, broker, logs.",
     )(command)
+
+
+def reference_option(help_text: str) -> Callable[[Command], Command]:
+    """`--reference`, short enough for the ledger."""
+    return click.option("--reference", callback=_short_enough, help=help_text)
+
+
+def _short_enough(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and len(value) > REFERENCE_CHARS_MAX:
+        raise click.BadParameter(f"{len(value)} characters are too long: use at most {REFERENCE_CHARS_MAX}.")
+    return value
 
 
 def json_option(command: Command) -> Command:

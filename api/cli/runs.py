@@ -10,7 +10,7 @@ import click
 
 from api import schemas
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import COUNT, data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from billing import usage
 from billing.rating import device_seconds
@@ -22,7 +22,7 @@ from storage.journal import Operation
 
 @click.command()
 @click.option("--account", "account_name", help="Only runs of this account.")
-@click.option("--after", "offset", type=click.IntRange(0), default=0, help="Leave out so many of the newest.")
+@click.option("--after", "offset", type=COUNT, default=0, help="Leave out so many of the newest.")
 @click.option(
     "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many, per account."
 )
@@ -62,7 +62,9 @@ def runs(account_name: str | None, offset: int, limit: int, as_json: bool, data_
 
 @click.command()
 @click.argument("run")
-@click.option("--after", "after_seq", type=int, default=-1, help="Only operations after this seq.")
+@click.option(
+    "--after", "after_seq", type=click.IntRange(-1, 2**63 - 1), default=-1, help="Only operations after this seq."
+)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="At most so many.")
 @json_option
 @data_dir_option

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import NUMBER, data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from billing import webhooks as stored
 from billing.webhooks import Delivery, Kind, Webhook, WebhookError
@@ -85,7 +85,7 @@ def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
 
 
 @webhooks.command()
-@click.argument("webhook_id", type=int)
+@click.argument("webhook_id", type=NUMBER)
 @json_option
 @data_dir_option
 def remove(webhook_id: int, as_json: bool, data_dir: Path) -> None:
@@ -102,7 +102,7 @@ def remove(webhook_id: int, as_json: bool, data_dir: Path) -> None:
 
 
 @webhooks.command()
-@click.argument("webhook_id", type=int, required=False)
+@click.argument("webhook_id", type=NUMBER, required=False)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many.")
 @json_option
 @data_dir_option
@@ -123,7 +123,7 @@ def deliveries(webhook_id: int | None, limit: int, as_json: bool, data_dir: Path
 
 
 @webhooks.command()
-@click.argument("webhook_id", type=int)
+@click.argument("webhook_id", type=NUMBER)
 @json_option
 @data_dir_option
 def test(webhook_id: int, as_json: bool, data_dir: Path) -> None:

@@ -60,3 +60,9 @@ def test_digits_are_plain(amount: str, text: str) -> None:
 def test_what_no_row_can_hold_is_refused(amount: Decimal) -> None:
     with pytest.raises(AmountError, match=r"too large: an amount may be at most 9223372\.036854775807"):
         to_units(amount)
+
+
+@pytest.mark.parametrize("amount", [Decimal("1E+60"), Decimal("-1E+999999")])
+def test_more_digits_than_are_reckoned_with_are_too_large(amount: Decimal) -> None:
+    with pytest.raises(AmountError, match="too large"):
+        to_units(amount)

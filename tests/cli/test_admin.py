@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from api.cli import doctor, process_table
 from api.cli.commands import COMMANDS, piecework
-from api.cli.cost import parse_since
+from api.cli.cost import parse_moment
 from api.cli.dead_worker import release
 from api.cli.errors import CliError
 from storage import accounts, leases, runs, workers
@@ -101,11 +101,19 @@ def test_cost_of_nothing_is_nothing(tmp_path: Path) -> None:
 
 def test_times_are_read_as_days_moments_and_ages() -> None:
     now = datetime(2026, 5, 2, 12, tzinfo=UTC)
-    assert parse_since("90m", now=now) == now - timedelta(minutes=90)
-    assert parse_since("2026-05-01", now=now) == datetime(2026, 5, 1, tzinfo=UTC)
-    assert parse_since("2026-05-01T10:00:00+02:00", now=now) == datetime(2026, 5, 1, 8, tzinfo=UTC)
-    with pytest.raises(CliError, match="is no time"):
-        parse_since("soon", now=now)
+    assert parse_moment("90m", "--since", now=now) == now - timedelta(minutes=90)
+    assert parse_moment("2026-05-01", "--since", now=now) == datetime(2026, 5, 1, tzinfo=UTC)
+    assert parse_moment("2026-05-01T10:00:00+02:00", "--since", now=now) == datetime(2026, 5, 1, 8, tzinfo=UTC)
+    with pytest.raises(CliError, match="--until 'soon' is no time"):
+        parse_moment("soon", "--until", now=now)
+
+
+@pytest.mark.parametrize(
+    "text", ["99999999999d", "9999999d", "9" * 400 + "s", "0001-01-01T00:00:00+14:00", "9999-12-31T23:30:00"]
+)
+def test_a_time_that_cannot_be_reckoned_with_is_refused_by_its_option(text: str) -> None:
+    with pytest.raises(CliError, match=r"^--at .* is too far away"):
+        parse_moment(text, "--at", now=datetime(2026, 5, 2, 12, tzinfo=UTC))
 
 
 def test_status_shows_only_processes_that_still_run(tmp_path: Path) -> None:
