@@ -1,6 +1,6 @@
 """A script that trains, in a process whose SDK believes that time flies while it waits for a budget.
 
-    python -m tests.wire.hurried_script URL API_KEY STEPS
+    python -m tests.wire.hurried_script URL API_KEY STEPS [PAUSE_MAX_S]
 
 The SDK asks again every 5 s after a 402. Here each of these pauses is over at once and counts as four minutes, on the
 clock by which the SDK judges how long it has been waiting; everything else runs on the real one. Every line printed is
@@ -54,14 +54,21 @@ class Hurried:
         await asyncio.sleep(LASTS_S)
 
 
-def main(url: str, api_key: str, steps: int) -> None:
-    """Train, and tell how long the SDK thinks that it has waited."""
+def main(url: str, api_key: str, steps: int, pause_max_s: float | None) -> None:
+    """Train, and tell how long the SDK thinks that it has waited.
+
+    Args:
+        pause_max_s: how long it is to wait, instead of what the service tells it.
+    """
     hurried = Hurried()
     sdk.time = sdk.asyncio = hurried  # type: ignore[attr-defined, assignment]  # the names in its code, nowhere else
 
     def losses() -> list[tuple[float, float]]:
         with tinker.ServiceClient(base_url=url, api_key=api_key) as client:
-            return train(client.create_lora_training_client(MODEL, rank=4, seed=1).result(), steps)
+            training = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
+            if pause_max_s is not None:
+                client.holder._client_config.billing_exception_max_pause_duration_sec = pause_max_s
+            return train(training, steps)
 
     with ThreadPoolExecutor(1) as pool:
         trained = pool.submit(losses)
@@ -74,4 +81,4 @@ def main(url: str, api_key: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]) if sys.argv[4:] else None)
