@@ -26,6 +26,8 @@ PAUSE_MAX_S = 300.0
 """Without any result for so long, the clients count as stuck."""
 FINISH_S = 600.0
 SWEEP_S = 60.0
+CAP = "1000000"
+"""Of the account: more than it can spend, so that something is held for every operation and none waits."""
 ENDED_BY_ITSELF = (0, -signal.SIGTERM)
 """What an api process ends with, and a worker that was still starting."""
 SETTLE_S = max(LEASE_S, UPLOAD_EXPIRY_S) + 1.0
@@ -37,6 +39,7 @@ STORAGE_CHECKS: Sequence[Callable[[Storage], Sequence[str]]] = (
     checks.every_completed_operation_has_one_usage_record,
     checks.every_completed_operation_has_one_charge,
     checks.billed_and_overhead_are_the_busy_time,
+    checks.every_charge_and_budget_can_be_computed_again,
     checks.billed_tokens_are_those_of_the_undisturbed,
     checks.no_object_without_a_row,
     checks.no_row_without_its_object,
@@ -101,6 +104,7 @@ def run(plan: Plan, directory: Path, on_fault: Callable[[Struck], None]) -> Outc
             stack.callback(servers.keep_logs, directory)
         service = Service(directory, write_tiny_model(directory / "model"), servers)
         stack.callback(service.shut_down)
+        service.command("budgets", "add", CAP, "--account", "tests")
         clients = Clients(directory / "clients", service.url, service.api_key)
         stack.callback(clients.kill)
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from billing import verify
 from billing.reconciliation import Reconciliation, reconcile
 from storage import billing_tables, tables, uploads
 from storage.journal import Status
@@ -90,6 +91,13 @@ def billed_and_overhead_are_the_busy_time(storage: Storage) -> Sequence[str]:
         for balance in found.balances
         if found.alarm and balance == found.worst
     ]
+
+
+def every_charge_and_budget_can_be_computed_again(storage: Storage) -> Sequence[str]:
+    """Usage and prices give the charges that are there, and entries and holds what budgets have spent and hold."""
+    with storage.database.read() as tx:
+        found = list(verify.differences(tx))
+    return [f"{each.source}: {each.wrong}: {each.expected} expected, {each.found} found" for each in found]
 
 
 def reconciled(storage: Storage) -> Reconciliation:

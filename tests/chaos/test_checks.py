@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Connection, update
 
+from billing import budgets
+from billing.budgets import Scope
 from storage import billing_tables, tables, workers
 from storage.journal import Operation
 from storage.open import Storage
@@ -71,7 +73,10 @@ def test_a_completed_operation_that_was_not_billed_is_found(storage: Storage) ->
         )
 
     # then
-    assert broken(storage) == {"every_completed_operation_has_one_usage_record"}
+    assert broken(storage) == {
+        "every_completed_operation_has_one_usage_record",
+        "every_charge_and_budget_can_be_computed_again",
+    }
 
 
 def test_a_failed_operation_that_was_billed_is_found(storage: Storage) -> None:
@@ -86,6 +91,17 @@ def test_a_failed_operation_that_was_billed_is_found(storage: Storage) -> None:
         "every_completed_operation_has_one_usage_record",
         "every_completed_operation_has_one_charge",
     }
+
+
+def test_what_is_held_for_an_operation_that_has_ended_is_found(storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        run, operation = a_round(tx, 0)
+        budgets.add(tx, run.account_id, Scope.RUN, run.id, cap=10**12, now=NOW)
+        budgets.hold(tx, budgets.lock(tx, [run.account_id], now=NOW), operation.id, 5)
+
+    # then
+    assert broken(storage) == {"every_charge_and_budget_can_be_computed_again"}
 
 
 def test_an_object_that_no_row_names_is_found(storage: Storage) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import random
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -15,6 +16,7 @@ from billing.charging import Bill
 from billing.dimensions import Dimensions
 from billing.holds import OverBudgetError, Wanted
 from billing.ledger import EntryKind, NewEntry
+from billing.usage import Usage
 from storage import billing_tables, tables
 from storage.database import Database
 from storage.errors import RowNotFoundError
@@ -233,3 +235,71 @@ def test_a_threshold_is_not_logged_where_what_reached_it_is_rolled_back(database
         with database.begin() as tx:
             train(tx, run, 1, 10)
     assert [one["event"] for one in logs] == ["budget_threshold_reached", "budget_paused"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_priced_by_tokens_nothing_is_spent_beyond_a_cap(database: Database, run: Run, seed: int) -> None:
+    chance = random.Random(seed)
+    prices = '[million_tokens."*"]\ntrained = "1000000"\nprefilled = "300000"\ncached = "400000"\nsampled = "700000"\n'
+    with database.begin() as tx:
+        # Given
+        rate_cards.add(tx, prices, now=NOW, account_id=run.account_id)
+        later = NOW + DAY
+        cap = chance.randint(50, 200)
+        add(tx, run, cap, now=later)
+        whom = dataclasses.replace(dimensions.of_session(tx, run.session_id), run_id=run.id)
+        placed: list[tuple[Operation, Usage]] = []
+        refused = 0
+        # When: operations are accepted as long as there is room, and end in any order, using what they may at most
+        for seq in range(60):
+            most = {name: chance.randint(0, 9) for name in ("tokens_trained", "tokens_prefilled", "tokens_sampled")}
+            operation, bound = make_operation(tx, run, seq), make_usage(device_ns=0, **most)
+            wanted = Wanted(whom, operation.kind, operation.base_model, bound)
+            try:
+                locked = budgets.lock(tx, [run.account_id], now=later)
+                holds.place(tx, locked, operation.id, wanted, now=later)
+                placed.append((operation, bound))
+            except OverBudgetError:
+                refused += 1
+            while placed and chance.random() < 0.4:
+                operation, bound = placed.pop(chance.randrange(len(placed)))
+                cached = chance.randint(0, bound.tokens_prefilled)
+                used = dataclasses.replace(
+                    bound, tokens_prefilled=bound.tokens_prefilled - cached, tokens_cached=cached
+                )
+                bill(tx, run, operation, used, now=later)
+            # Then
+            ((spent, held),) = standing(tx, run, at=later)
+            assert spent + held <= cap
+        assert refused
+
+
+def test_priced_by_device_time_a_cap_is_overshot_by_what_is_in_flight(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        # Given: nothing to estimate from, so all that is asked for is accepted until something is charged
+        rate_cards.add(tx, '[device_seconds]\n"*" = "1"\n', now=NOW, account_id=run.account_id)
+        later = NOW + DAY
+        add(tx, run, 5, now=later)
+        whom = dataclasses.replace(dimensions.of_session(tx, run.session_id), run_id=run.id)
+
+        def accept(seq: int) -> Operation:
+            operation = make_operation(tx, run, seq)
+            bound = make_usage(device_ns=0, tokens_sampled=3 * 100)  # three samples of the longest generation
+            wanted = Wanted(whom, operation.kind, operation.base_model, bound)
+            holds.place(tx, budgets.lock(tx, [run.account_id], now=later), operation.id, wanted, now=later)
+            return operation
+
+        in_flight = [accept(1), accept(2)]
+        # When: each takes all that it may
+        for operation in in_flight:
+            bill(tx, run, operation, make_usage(device_ns=4 * 10**9, tokens_sampled=300), now=later)
+        # Then: the cap is overshot by them, and by nothing that comes after them
+        assert standing(tx, run, at=later) == [(8, 0)]
+        with pytest.raises(OverBudgetError), tx.begin_nested():
+            accept(3)
+        # and: what is known by now is held
+        budgets.set_cap(tx, run.account_id, 1, money.to_units(Decimal(13)), now=later)
+        accept(4)
+        assert standing(tx, run, at=later) == [(8, 4)]
+        with pytest.raises(OverBudgetError):
+            accept(5)
