@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Select, String, cast, func, select
+from sqlalchemy import Connection, Select, String, cast, delete, func, select
 
 from billing import budgets, money
 from billing.budgets import Scope
@@ -62,6 +62,7 @@ def release_leftovers(database: Database, *, batch: int = BATCH) -> int:
             return num_released
         with database.begin() as tx:
             budgets.book(tx, [], now=database.now(tx), ended=ended)
+            tx.execute(delete(_hold).where(_hold.c.operation_id.in_(ended)))  # of budgets that were removed
         num_released += len(ended)
         log.error("holds_left_over", operations=sorted(ended)[:10], number=len(ended))
 
@@ -76,7 +77,8 @@ def _left_over(*columns: Any) -> Select[Any]:
 
 def _standing(scope: Scope) -> Select[Any]:
     """Budgets of a scope beside the sums of their entries and holds, by one statement: work goes on meanwhile."""
-    of_scope = cast(_entry.c[budgets.ENTRY_COLUMN[scope]], String) == _budget.c.scope_id
+    column = _entry.c[budgets.ENTRY_COLUMN[scope]]
+    of_scope = (cast(column, String) if scope is Scope.KEY else column) == _budget.c.scope_id  # else with its index
     counted = (_entry.c.account_id == _budget.c.account_id, of_scope, _entry.c.created_at >= _budget.c.period_start)
     spent = [select(half).where(*counted).scalar_subquery() for half in money.sum_columns(_entry.c.amount)]
     held = [

@@ -15,19 +15,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import (
-    Boolean,
-    ColumnElement,
-    Connection,
-    and_,
-    delete,
-    insert,
-    literal_column,
-    or_,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Connection, and_, delete, insert, or_, select, text, update
 
 from billing import budget_alerts, money
 from billing.dimensions import Dimensions
@@ -41,7 +29,7 @@ _hold = billing_tables.budget_hold
 
 ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 THRESHOLDS = (50, 80, 100)
-_WAS_EXHAUSTED = literal_column("budget.is_hard AND budget.spent >= budget.cap", Boolean)  # the index's words
+_WAS_EXHAUSTED = text("budget.is_hard AND budget.spent >= budget.cap")  # the index's words
 
 
 class Scope(StrEnum):
@@ -103,11 +91,6 @@ class Budget:
     def is_exhausted(self) -> bool:
         """Whether it pauses what it covers."""
         return self.is_hard and self.spent >= self.cap
-
-    @property
-    def scope_value(self) -> str | int:
-        """What its scope's column holds."""
-        return int(self.scope_id) if self.scope == Scope.KEY else self.scope_id
 
     @property
     def name(self) -> str:
@@ -282,7 +265,7 @@ def exhausted(tx: Connection, *, now: datetime, account_ids: Collection[str] | N
     return [budget for one in _spent(tx, account_ids) if (budget := one.at(now)).is_exhausted]
 
 
-def exhausted_now(now: datetime) -> Sequence[ColumnElement[bool]]:
+def exhausted_now(now: datetime) -> Sequence[Any]:
     """Conditions on rows of budgets: they pause what they cover."""
     begun = {period: _table.c.period_start >= start_of_period(period, now) for period in Period}
     current = or_(*(and_(_table.c.period == period, is_current) for period, is_current in begun.items()))

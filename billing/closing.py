@@ -43,7 +43,7 @@ def close(tx: Connection, account_id: str, *, end: datetime, now: datetime) -> I
     first = first_open(tx, account_id)
     if first is None or first >= end or (before is not None and before.period_end >= end):
         return None
-    end = _fitting_end(tx, account_id, first, end)
+    end = _fitting_end(tx, account_id, first if before is None else max(first, before.period_end), end)
     open_ = (_entry.c.account_id == account_id, _entry.c.invoice_id.is_(None), _entry.c.created_at < end)
     tx.execute(update(_entry).where(*open_).values(invoice_id=invoice_id))
     start = month_start(first) if before is None else max(before.period_end, month_start(first))
@@ -99,7 +99,7 @@ def month_end(at: datetime) -> datetime:
 
 
 def _fitting_end(tx: Connection, account_id: str, first: datetime, end: datetime) -> datetime:
-    """The end, or an earlier one (after the first entry) if a total cannot hold all that is open before it."""
+    """The end, or an earlier one after `first` if a total cannot hold all that is open before it."""
 
     def fits(until: datetime) -> bool:
         open_ = (_entry.c.account_id == account_id, _entry.c.invoice_id.is_(None), _entry.c.created_at < until)

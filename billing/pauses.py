@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, String, and_, cast, literal, not_, or_, select, true
+from sqlalchemy import ColumnElement, Connection, String, and_, cast, or_, select
 
 from billing import budgets
 from billing.budgets import Budget, Scope
@@ -67,8 +67,10 @@ def unpaused(tx: Connection, *, now: datetime) -> ColumnElement[bool] | None:
     if not spent:
         return None
     accounts = sorted({budget.account_id for budget in spent if budget.scope == Scope.ACCOUNT})
-    operation, budget = tables.operation.c, billing_tables.budget.c
-    session, sampling = tables.session.c, tables.sampling_session.c
+    within_accounts = tables.operation.c.account_id.not_in(accounts)
+    if all(budget.scope == Scope.ACCOUNT for budget in spent):
+        return within_accounts
+    session, sampling, budget = tables.session.c, tables.sampling_session.c, billing_tables.budget.c
     scopes = {
         Scope.PROJECT: session.project_id,
         Scope.KEY: cast(session.api_key_id, String),
@@ -76,18 +78,14 @@ def unpaused(tx: Connection, *, now: datetime) -> ColumnElement[bool] | None:
         Scope.BATCH: session.batch,
         Scope.RUN: sampling.run_id,
     }
-    narrower = (
-        select(literal(1))
-        .select_from(billing_tables.budget)
-        .join(tables.sampling_session, sampling.id == operation.sampling_session_id)
+    covers = or_(*(and_(budget.scope == scope, budget.scope_id == value) for scope, value in scopes.items()))
+    covered = (  # asked once, not for every sample
+        select(sampling.id)
         .join(tables.session, session.id == sampling.session_id)
-        .where(budget.account_id == operation.account_id, *budgets.exhausted_now(now))
-        .where(or_(*(and_(budget.scope == scope, budget.scope_id == value) for scope, value in scopes.items())))
-        .correlate(tables.operation)
-        .exists()
+        .join(billing_tables.budget, budget.account_id == session.account_id)
+        .where(*budgets.exhausted_now(now), covers)
     )
-    is_narrow = any(one.scope != Scope.ACCOUNT for one in spent)
-    return and_(operation.account_id.not_in(accounts), not_(narrower) if is_narrow else true())
+    return and_(within_accounts, tables.operation.c.sampling_session_id.not_in(covered))
 
 
 def _covering(spent: Sequence[Budget], whom: Dimensions) -> Budget | None:

@@ -33,4 +33,6 @@ class BillingSettings(BaseSettings):
         None,
         description="every day's usage is put into the object store as csv, parquet or cloudevents; none: it is not",
     )
-    export_kept_days: int = Field(30, gt=0, description="exports are deleted from the object store after so many days")
+    export_kept_days: int = Field(
+        30, gt=0, le=36500, description="exports are deleted from the object store after so many days"
+    )

@@ -189,8 +189,7 @@ class Submitter:
             return self._store_and_write(encoded, owner, seq, body, write)
 
     def _find_request_id(self, owner: Run | SamplingSession, seq: int) -> str | None:
-        of_run = isinstance(owner, Run)
-        request_id = ids.training_request_id(owner.id, seq) if of_run else ids.sample_request_id(owner.id, seq)
+        request_id = _request_id(owner, seq)
         with self._storage.database.read() as tx:
             return request_id if journal.find_operation(tx, request_id) else None
 
@@ -207,10 +206,9 @@ class Submitter:
             stored = Stored()
             if encoded is not None and body is not None:
                 if not self._storage.payloads.is_inline(len(encoded)):
-                    known = self._find_request_id(owner, seq)
+                    known = self._look_before_the_put(owner, seq, body)
                     if known is not None:
                         return known, False
-                    self._check_caps(owner, seq, body)
                 stored = self._storage.payloads.put(encoded, keys.payload_key(owner.id, seq))
             failpoints.reach(Point.ROW_BEGUN)
             try:
@@ -225,10 +223,20 @@ class Submitter:
             except UploadGoneError as error:
                 log.warning("upload_was_too_slow", key=error.key)
 
-    def _check_caps(self, owner: Run | SamplingSession, seq: int, body: Body) -> None:
-        """Refuse what a cap has no room for before an object is put for it: its client asks again every few seconds."""
+    def _look_before_the_put(self, owner: Run | SamplingSession, seq: int, body: Body) -> str | None:
+        """The request id of an operation that is there already: nothing need be stored for it.
+
+        Raises:
+            OverBudgetError: a cap has no room for it; its client asks again every few seconds.
+        """
+        request_id = _request_id(owner, seq)
         with self._storage.database.read() as tx:
-            caps.check(tx, owner, seq, body, now=self._storage.database.now(tx))
+            if journal.find_operation(tx, request_id) is not None:
+                return request_id
+            creation = journal.find_operation(tx, f"{owner.id}:0") if isinstance(owner, Run) else None
+            if _stillborn(creation) is None:
+                caps.check(tx, owner, seq, body, now=self._storage.database.now(tx))
+        return None
 
     def _new_run(
         self,
@@ -289,6 +297,11 @@ class Submitter:
         with self._storage.database.read() as tx:
             run = runs.find_run_of_session(tx, session.id, model_seq_id)
         return None if run is None else Accepted(ids.training_request_id(run.id, 0), run.id)
+
+
+def _request_id(owner: Run | SamplingSession, seq: int) -> str:
+    of_run = isinstance(owner, Run)
+    return ids.training_request_id(owner.id, seq) if of_run else ids.sample_request_id(owner.id, seq)
 
 
 def _refusal(body: object) -> Refusal | None:

@@ -47,10 +47,7 @@ def claim_samples(
     for account_id in waiting[:limit] if len(waiting) > 1 else ():
         claimed.extend(take(_queued_of(account_id), max(1, limit // len(waiting))))
     if waiting and len(claimed) < limit:
-        anybodys = _queued()
-        if among is not None:  # those who are paused wait in thousands, and need not be looked at one by one
-            anybodys = anybodys.where(table.c.account_id.in_(waiting))
-        claimed.extend(take(anybodys.where(table.c.id.not_in(claimed)), limit - len(claimed)))
+        claimed.extend(take(_queued().where(table.c.id.not_in(claimed)), limit - len(claimed)))
     return _claim(tx, claimed, worker_id=worker_id, now=now, expires_at=expires_at, alone=False)
 
 

@@ -111,7 +111,7 @@ class Database:
 
 
 def after_commit(tx: Connection, call: Callable[[], None]) -> None:
-    """Call this once the transaction has been committed, and never if it is rolled back.
+    """Call this once the transaction has been committed, and never if that is rolled back; savepoints do not count.
 
     If the database does not say whether the commit took effect, nothing is called.
     """

@@ -154,8 +154,8 @@ class TrainTurn:
                 plans.append(plan)
             if plan.is_of_a_suspect:
                 break
-        unpaused = self._begin(plans)
-        return self._execute(unpaused) if unpaused else None
+        begun = self._begin(plans)
+        return self._execute(begun) if begun else None
 
     def _plan(self, run: ActiveRun, tokens_left: int, *, first: bool) -> tuple[Plan, int]:
         """Take operations from the head of the queue as long as they fit."""
@@ -244,7 +244,10 @@ class TrainTurn:
             return checkpoints.get(tx, path, now=now, reader=operation.account_id).object_key
 
     def _begin(self, plans: Sequence[Plan]) -> Sequence[Plan]:
-        """Write down what is begun; runs that a cap pauses are put aside, until they are announced again."""
+        """Write down what is begun; of runs that a cap pauses, only what had failed before is left in the turn.
+
+        Where there is no such thing, the run is put aside until it is announced again.
+        """
         failpoints.reach(Point.TURN_BEGUN)
         paused = self._start(plans)
         for plan in plans:
