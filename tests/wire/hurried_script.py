@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ COUNTS_AS_S = 240.0
 """More than 300 s between two looks at the clock, and the SDK begins to count anew."""
 LASTS_S = 0.02
 TOLD_EVERY_S = 0.2
+PATIENCE_S = 300.0
 
 
 class Hurried:
@@ -70,11 +72,15 @@ def main(url: str, api_key: str, steps: int, pause_max_s: float | None) -> None:
                 client.holder._client_config.billing_exception_max_pause_duration_sec = pause_max_s
             return train(training, steps)
 
+    ends_at = time.monotonic() + PATIENCE_S
     with ThreadPoolExecutor(1) as pool:
         trained = pool.submit(losses)
-        while not trained.done():
+        while not trained.done() and time.monotonic() < ends_at:
             print(json.dumps({"waited_s": hurried.waited_s}), flush=True)
             time.sleep(TOLD_EVERY_S)
+        if not trained.done():
+            print(json.dumps({"error": f"not done after {PATIENCE_S} s", "waited_s": hurried.waited_s}), flush=True)
+            os._exit(1)
     error = trained.exception()
     told = {"losses": trained.result()} if error is None else {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps({**told, "waited_s": hurried.waited_s}), flush=True)
