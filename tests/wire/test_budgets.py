@@ -60,8 +60,8 @@ def priced(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
 def hurried_script(service: Deployment, account: str, *more: str) -> Iterator[Iterator[dict[str, Any]]]:
     """What a script over its cap tells, whose SDK believes that time flies while it waits."""
     api_key = service.create_account(account)
-    # of two steps that are pipelined, one finds room: so the other is refused, and nothing is accepted that waits
-    service.command("budgets", "add", str(3 * TOKENS), "--account", account)
+    # a little more than two steps: the third is refused, and nothing that was accepted waits
+    service.command("budgets", "add", str(2 * TOKENS + 1), "--account", account)
     command = [sys.executable, "-m", "tests.wire.hurried_script", service.url, api_key, str(STEPS), *more]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as script:
         assert script.stdout is not None
