@@ -69,7 +69,8 @@ def main(url: str, api_key: str, steps: int, pause_max_s: float | None) -> None:
         with tinker.ServiceClient(base_url=url, api_key=api_key) as client:
             training = client.create_lora_training_client(MODEL, rank=4, seed=1).result()
             if pause_max_s is not None:
-                client.holder._client_config.billing_exception_max_pause_duration_sec = pause_max_s
+                told = {"billing_exception_max_pause_duration_sec": pause_max_s}
+                client.holder._client_config = client.holder._client_config.model_copy(update=told)
             return train(training, steps)
 
     ends_at = time.monotonic() + PATIENCE_S
