@@ -17,7 +17,7 @@ from billing import pauses, rate_cards, usage_totals
 from billing.budgets import Budget
 from billing.money import from_units
 from billing.usage_totals import Scope
-from jobs import operations
+from jobs import caps, operations
 from jobs.operations import (
     Category,
     Failure,
@@ -109,8 +109,7 @@ def queue_state(tx: Connection, services: Services, operation: Operation) -> Que
     if operation.run_id is not None:
         refused_seq = runs.refused_before(tx, operation.run_id, operation.seq, now=now)
         if refused_seq is not None:
-            reason = f"budget: seq_id {refused_seq} of this run waits for room under a cap, and goes first"
-            return QueueState("paused_capacity", reason)
+            return QueueState("paused_capacity", caps.behind(refused_seq))
     missing = None if operation.run_id is None else journal.first_missing(tx, operation.run_id, up_to=operation.seq)
     if missing is not None:
         timeout_s = services.jobs_settings.gap_timeout_s
@@ -121,7 +120,7 @@ def queue_state(tx: Connection, services: Services, operation: Operation) -> Que
     budget = _pausing(tx, operation, now)
     if budget is not None:
         return QueueState("paused_capacity", f"budget: {budget.name} is spent; it goes on by itself when there is room")
-    seen_after = services.database.now(tx) - timedelta(seconds=WORKER_SILENT_S)
+    seen_after = now - timedelta(seconds=WORKER_SILENT_S)
     if not workers.list_workers(tx, seen_after=seen_after):
         return QueueState("paused_capacity", "no worker is running; the operation is kept until one is")
     return QueueState("active")

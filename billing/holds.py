@@ -13,7 +13,7 @@ from datetime import datetime
 from sqlalchemy import Connection, func, select
 
 from billing import budgets, money, rate_cards, rating
-from billing.budgets import Budget
+from billing.budgets import Budget, Period, Scope
 from billing.dimensions import Dimensions
 from billing.rate_card_file import RateCard
 from billing.usage import Usage
@@ -32,9 +32,11 @@ class OverBudgetError(Exception):
     def of(cls, budget: Budget, units: int) -> OverBudgetError:
         """The error for an operation that may cost this much."""
         spent, held, more = (money.plain(money.from_units(one)) for one in (budget.spent, budget.held, units))
+        top_up = {Scope.ACCOUNT: "top the account up, ", Scope.PROJECT: "top the account up for this project, "}
+        wait = "" if budget.period == Period.NONE else ", or wait for its next period"
         return cls(
             f"budget: {budget.name} has no room: {spent} spent, {held} held for what is accepted, {more} wanted; the "
-            "request is tried again until there is: top the account up, raise the cap, or wait for its next period"
+            f"request is tried again until there is: {top_up.get(Scope(budget.scope), '')}raise the cap{wait}"
         )
 
 

@@ -57,7 +57,12 @@ def _wanted(tx: Connection, owner: Run | SamplingSession, body: Body) -> Wanted:
 def _check_earlier(tx: Connection, owner: Run | SamplingSession, seq: int, *, now: datetime) -> None:
     refused_seq = runs.refused_before(tx, owner.id, seq, now=now) if isinstance(owner, Run) else None
     if refused_seq is not None:
-        raise OverBudgetError(f"budget: seq_id {refused_seq} of this run waits for room under a cap, and goes first")
+        raise OverBudgetError(behind(refused_seq))
+
+
+def behind(refused_seq: int) -> str:
+    """What an operation waits for whose run has an earlier one that a cap has no room for."""
+    return f"budget: seq_id {refused_seq} of this run waits for room under a cap, and goes first"
 
 
 def bound_of(body: Body, *, context_length: int) -> Usage:

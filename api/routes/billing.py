@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.dependencies import CurrentKey, Joined
 from api.parameters import Moment
@@ -16,7 +16,9 @@ router = APIRouter(prefix="/api/v1")
 
 
 class CostFilters(BaseModel):
-    """Which of the account's usage; all that are given have to fit."""
+    """Which of the account's usage; all that are given have to fit, and what is misspelt must not be the whole bill."""
+
+    model_config = ConfigDict(extra="forbid")
 
     run: str | None = Field(None, max_length=192)
     session: str | None = Field(None, max_length=192)

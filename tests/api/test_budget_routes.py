@@ -39,6 +39,25 @@ def test_training_and_sampling_are_answered_402_with_the_cap_and_what_to_do(alic
         assert "top the account up" in answer.json()["detail"]
 
 
+def test_what_is_advised_is_what_helps(alice: Account, storage: Storage) -> None:
+    # given a cap on a run, which no top-up reaches, and that no period ends
+    run = alice.run()
+    with storage.database.begin() as tx:
+        budgets.add(tx, alice.id, Scope.RUN, run, cap=0, now=storage.database.now(tx))
+    # when
+    answer = alice.post("forward_backward", content=message(run, 1).SerializeToString(), headers=PROTO)
+    # then
+    assert answer.status_code == 402
+    assert answer.json()["detail"].endswith("until there is: raise the cap")
+
+
+def test_a_misspelt_filter_of_the_cost_is_refused(alice: Account) -> None:
+    assert alice.get("cost", params={"session": "x"}).status_code == 200
+    answer = alice.get("cost", params={"session_id": "x"})
+    assert answer.status_code == 422
+    assert "session_id" in answer.json()["detail"]
+
+
 def test_whatever_costs_nothing_is_never_answered_402(alice: Account, spent: str) -> None:
     session = alice.session()
     saved = {"model_id": spent, "path": "kept", "seq_id": 1, "type": "save_weights"}

@@ -38,7 +38,7 @@ def clock(database: Database) -> Iterator[FrozenClock]:
     """Sets the database's time."""
     now = database.now
     yield set_clock(database)
-    database.now = now  # type: ignore[method-assign]
+    database.now = now  # type: ignore[method-assign]  # what `set_clock` has put a stand-in for
 
 
 def train(database: Database, run: Run, *seqs: int) -> None:

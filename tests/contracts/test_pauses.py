@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, select, update
@@ -35,9 +36,9 @@ class Work:
     sample: Operation
 
     @classmethod
-    def make(cls, tx: Connection, **session: object) -> Work:
+    def make(cls, tx: Connection, **session: Any) -> Work:
         """In a session of its own."""
-        opened = make_session(tx, **session)  # type: ignore[arg-type]
+        opened = make_session(tx, **session)
         run = make_run(tx, session=opened)
         make_operation(tx, run, 0)
         sampling = make_sampling_session(tx, opened, run_id=run.id)
@@ -129,8 +130,14 @@ def test_a_paused_account_takes_no_place_from_others(database: Database) -> None
         claimed = []
         for _ in range(7):
             among = pauses.unpaused(tx, now=NOW)
-            asked = {"worker_id": "w", "limit": 1, "now": NOW, "expires_at": LATER, "skip_locked": False}
-            claimed += claims.claim_samples(tx, among=among, **asked)  # type: ignore[arg-type]
+            asked: dict[str, Any] = {
+                "worker_id": "w",
+                "limit": 1,
+                "now": NOW,
+                "expires_at": LATER,
+                "skip_locked": False,
+            }
+            claimed += claims.claim_samples(tx, among=among, **asked)
         # Then
         assert [operation.account_id for operation in claimed] == [
             many.account_id,

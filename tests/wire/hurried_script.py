@@ -63,7 +63,7 @@ def main(url: str, api_key: str, steps: int, pause_max_s: float | None) -> None:
         pause_max_s: how long it is to wait, instead of what the service tells it.
     """
     hurried = Hurried()
-    sdk.time = sdk.asyncio = hurried  # type: ignore[attr-defined, assignment]  # the names in its code, nowhere else
+    sdk.time = sdk.asyncio = hurried  # type: ignore[attr-defined, assignment]  # names in its own code; a stand-in for modules has no type
 
     def losses() -> list[tuple[float, float]]:
         with tinker.ServiceClient(base_url=url, api_key=api_key) as client:
