@@ -1,4 +1,4 @@
-"""What budgets tell: a threshold that is reached, a pause, and its end; in the log and to webhooks.
+"""What budgets tell: a threshold that is reached, a refusal, a pause, and its end; in the log and to webhooks.
 
 Webhooks are told in the transaction that makes it so, with the budget's row locked: once, however often that is tried.
 The log is told once that transaction is committed.
@@ -36,6 +36,12 @@ def paused(tx: Connection, account_id: str, budget: Mapping[str, Any], *, now: d
     """What it covers waits from now on."""
     _log(tx, log.warning, "budget_paused", budget=budget["id"], account=account_id)
     _announce(tx, account_id, "budget.paused", budget, now=now)
+
+
+def refusing(tx: Connection, account_id: str, budget: Mapping[str, Any], *, now: datetime) -> None:
+    """It has room, but not enough for something that was asked for: that waits, and is asked for again."""
+    _log(tx, log.warning, "budget_refuses", budget=budget["id"], account=account_id)
+    _announce(tx, account_id, "budget.refusing", budget, now=now)
 
 
 def resumed(tx: Connection, account_id: str, budget: Mapping[str, Any], *, now: datetime) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -29,6 +29,16 @@ _hold = billing_tables.budget_hold
 
 ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 THRESHOLDS = (50, 80, 100)
+
+REFUSING_S = 60.0
+"""So long after it had no room for something a budget is said to refuse; clients ask again every 5 s."""
+
+NOTED_AGAIN_S = 10.0
+"""While it refuses, that is written down no more often than this."""
+
+TOLD_AGAIN_S = 600.0
+"""It is told anew only after nothing was refused for so long, or once there was more room."""
+
 _WAS_EXHAUSTED = text("budget.is_hard AND budget.spent >= budget.cap")  # the index's words
 
 
@@ -41,6 +51,15 @@ class Scope(StrEnum):
     SESSION = "session"
     RUN = "run"
     BATCH = "batch"
+
+
+class State(StrEnum):
+    """Where a budget stands."""
+
+    OPEN = "open"
+    OVER = "over"  # soft, and its cap is spent
+    REFUSING = "refusing"  # has room, but lately not enough for something that was asked for
+    PAUSED = "paused"  # hard, and its cap is spent
 
 
 class Period(StrEnum):
@@ -72,6 +91,7 @@ class Budget:
         spent: the scope's ledger entries since `period_start`: charges, less credits and top-ups.
         held: what accepted operations that are not done may cost at most.
         told_percent: highest threshold told of in this period.
+        refused_at: when it last had no room for something that was asked for; None if that is no longer so.
     """
 
     id: int
@@ -86,11 +106,17 @@ class Budget:
     spent: int
     held: int
     told_percent: int
+    refused_at: datetime | None = None
 
     @property
     def is_exhausted(self) -> bool:
         """Whether it pauses what it covers."""
         return self.is_hard and self.spent >= self.cap
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether something waits for room in it, as far as is known."""
+        return self.state in (State.PAUSED, State.REFUSING)
 
     @property
     def name(self) -> str:
@@ -102,8 +128,16 @@ class Budget:
         """For programs; amounts are decimal strings."""
         amounts = {name: money.plain(money.from_units(getattr(self, name))) for name in ("cap", "spent", "held")}
         kept = {name: getattr(self, name) for name in ("id", "scope", "scope_id", "period", "is_hard")}
-        state = "paused" if self.is_exhausted else "over" if self.spent >= self.cap else "open"
-        return {**kept, **amounts, "thresholds": list(self.thresholds), "state": state}
+        return {**kept, **amounts, "thresholds": list(self.thresholds), "state": str(self.state)}
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+        if self.is_exhausted:
+            return State.PAUSED
+        if self.refused_at is not None:
+            return State.REFUSING
+        return State.OVER if self.spent >= self.cap else State.OPEN
 
     def covers(self, whom: Dimensions) -> bool:
         """Whether what is charged to these counts."""
@@ -117,7 +151,18 @@ class Budget:
     def at(self, now: datetime) -> Budget:
         """The budget at this moment: with nothing spent if a new period has begun."""
         start = start_of_period(self.period, now)
-        return self if start <= self.period_start else replace(self, period_start=start, spent=0, told_percent=0)
+        refused_at = self.refused_at if self.was_refused_since(now - timedelta(seconds=REFUSING_S)) else None
+        if start <= self.period_start:
+            return replace(self, refused_at=refused_at)
+        return replace(self, period_start=start, spent=0, told_percent=0, refused_at=None)
+
+    def was_refused_since(self, moment: datetime) -> bool:
+        """Whether it had no room for something after this moment, as far as that is written down."""
+        return self.refused_at is not None and self.refused_at > moment
+
+    def is_noted(self, now: datetime) -> bool:
+        """Whether it is written down already that it has no room."""
+        return self.was_refused_since(now - timedelta(seconds=NOTED_AGAIN_S))
 
 
 def start_of_period(period: str, now: datetime) -> datetime:
@@ -178,10 +223,10 @@ def set_cap(tx: Connection, account_id: str, budget_id: int, cap: int, *, now: d
         RowNotFoundError: the account has no such budget.
     """
     before = _locked(tx, account_id, budget_id, now)
-    budget = replace(before, cap=cap)
+    budget = replace(before, cap=cap, refused_at=None)
     percent = _percent(budget)
     budget = replace(budget, told_percent=max((one for one in budget.thresholds if one <= percent), default=0))
-    tx.execute(update(_table).where(_table.c.id == budget_id).values(cap=cap))
+    tx.execute(update(_table).where(_table.c.id == budget_id).values(cap=cap, refused_at=None))
     _tell_of_pause(tx, before, budget, now)
     _write(tx, budget)
     return budget
@@ -250,6 +295,8 @@ def book(
             after = _told(tx, replace(budget, spent=budget.spent + sum(counted), held=held), now)
             _tell_of_pause(tx, budget, after, now)
             _write(tx, after)
+            if sum(counted) < 0:
+                tx.execute(update(_table).where(_table.c.id == budget.id).values(refused_at=None))
 
 
 def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: int) -> None:
@@ -258,6 +305,19 @@ def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: in
     tx.execute(insert(_hold), rows)
     for budget in budgets:
         _write(tx, replace(budget, held=budget.held + units))
+
+
+def note_refused(tx: Connection, budget: Budget, *, now: datetime) -> None:
+    """There was no room for an operation: while that goes on the budget says so, and it is told of once."""
+    row = tx.execute(_live([budget.account_id]).where(_table.c.id == budget.id).with_for_update()).one_or_none()
+    if row is None:
+        return
+    before = _from_row(row)
+    if before.is_noted(now):
+        return
+    tx.execute(update(_table).where(_table.c.id == budget.id).values(refused_at=now))
+    if not before.at(now).is_exhausted and not before.was_refused_since(now - timedelta(seconds=TOLD_AGAIN_S)):
+        budget_alerts.refusing(tx, budget.account_id, before.at(now).as_json(), now=now)
 
 
 def exhausted(tx: Connection, *, now: datetime, account_ids: Collection[str] | None = None) -> Sequence[Budget]:

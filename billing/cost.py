@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, select
 
 from billing import rate_cards, rating, usage_totals
 from billing.money import from_units, plain
+from billing.rate_card_file import TOKEN_KINDS
 from billing.usage_totals import Scope, UsageTotal
 from storage import tables
 
@@ -46,6 +48,14 @@ class CostReport:
         return sum(row.usage.device_ns for row in self.rows)
 
     @property
+    def tokens(self) -> Mapping[str, int]:
+        """By kind."""
+        counted: Counter[str] = Counter(dict.fromkeys(TOKEN_KINDS, 0))
+        for row in self.rows:
+            counted.update(rating.tokens(row.usage))
+        return counted
+
+    @property
     def byte_seconds(self) -> int:
         """What was kept, for how long."""
         return sum(row.usage.byte_seconds for row in self.rows)
@@ -63,6 +73,7 @@ class CostReport:
             "total": {
                 "operations": self.operations,
                 "device_seconds": plain(rating.device_seconds(self.device_ns)),
+                **_tokens_json(self.tokens),
                 "byte_seconds": self.byte_seconds,
                 "cost": plain(self.cost),
             },
@@ -93,10 +104,11 @@ def _row_json(row: CostRow) -> dict[str, Any]:
         "device": total.device,
         "operations": total.operations,
         "device_seconds": plain(rating.device_seconds(total.device_ns)),
-        "tokens_trained": total.tokens_trained,
-        "tokens_prefilled": total.tokens_prefilled,
-        "tokens_cached": total.tokens_cached,
-        "tokens_sampled": total.tokens_sampled,
+        **_tokens_json(rating.tokens(total)),
         "byte_seconds": total.byte_seconds,
         "cost": plain(row.cost),
     }
+
+
+def _tokens_json(tokens: Mapping[str, int]) -> dict[str, int]:
+    return {f"tokens_{kind}": number for kind, number in tokens.items()}

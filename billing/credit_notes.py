@@ -45,8 +45,14 @@ def credit(
         ledger.append(tx, adjustments, now=now)
         credited += sum(taken.values())
     if credited == 0 or credited != (units or credited):
-        there = money.plain(money.from_units(credited))
-        raise InvoiceError(f"of invoice {invoice.number} only {there} is left to be credited there: ask for no more")
+        there = money.in_coins(money.from_units(credited), invoice.currency)
+        where = f"invoice {invoice.number}" if line is None else f"line {line} of invoice {invoice.number}"
+        left = (
+            f"only {there} of {where} is left to be credited: ask for no more"
+            if credited
+            else f"nothing of {where} is left to be credited"
+        )
+        raise InvoiceError(left)
     if money.round_to_cents(credited, invoice.currency) == 0:
         little = f"{money.plain(money.from_units(credited))} {invoice.currency}"
         raise InvoiceError(

@@ -26,7 +26,15 @@ LOOKED_AT = 200
 
 
 class OverBudgetError(Exception):
-    """A hard cap has no room for an operation; says which, and how it goes on."""
+    """A hard cap has no room for an operation; says which, and how it goes on.
+
+    Attributes:
+        budget: the one that has none; None where an earlier operation of the run is waited for.
+    """
+
+    def __init__(self, message: str, budget: Budget | None = None) -> None:
+        super().__init__(message)
+        self.budget = budget
 
     @classmethod
     def of(cls, budget: Budget, units: int) -> OverBudgetError:
@@ -36,7 +44,8 @@ class OverBudgetError(Exception):
         wait = "" if budget.period == Period.NONE else ", or wait for its next period"
         return cls(
             f"budget: {budget.name} has no room: {spent} spent, {held} held for what is accepted, {more} wanted; the "
-            f"request is tried again until there is: {top_up.get(Scope(budget.scope), '')}raise the cap{wait}"
+            f"request is tried again until there is: {top_up.get(Scope(budget.scope), '')}raise the cap{wait}",
+            budget,
         )
 
 

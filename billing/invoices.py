@@ -97,7 +97,7 @@ def line(tx: Connection, invoice: Invoice, number: int) -> Mapping[str, Any]:
     for found in document(tx, invoice)["lines"]:
         if found["line"] == number:
             return dict(found)
-    raise RowNotFoundError(f"line of invoice {invoice.number}", number)
+    raise RowNotFoundError(f"line of invoice {invoice.number} with the number", number)
 
 
 def list_invoices(

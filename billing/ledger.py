@@ -112,10 +112,43 @@ def append_missing(tx: Connection, entries: Sequence[NewEntry], *, now: datetime
     return len(new)
 
 
+def get(tx: Connection, source: str) -> Entry:
+    """The entry for a source that has one."""
+    return entry_of(tx.execute(select(_table).where(_table.c.source == source)).one()._mapping)
+
+
 def find(tx: Connection, source: str) -> Entry | None:
     """The entry for this source."""
     row = tx.execute(select(_table).where(_table.c.source == source)).one_or_none()
     return None if row is None else entry_of(row._mapping)
+
+
+def list_entries(
+    tx: Connection,
+    account_id: str,
+    *,
+    kinds: Sequence[str] = (),
+    run_id: str | None = None,
+    project_id: str | None = None,
+    since: datetime | None = None,
+    offset: int = 0,
+    limit: int,
+) -> Sequence[Entry]:
+    """An account's entries, newest first.
+
+    Args:
+        kinds: any of these; any at all if there are none.
+        since: what was booked from then on.
+        offset: so many of the newest are left out.
+    """
+    wanted = {"account_id": account_id, "run_id": run_id, "project_id": project_id}
+    query = select(_table).where(*(_table.c[name] == value for name, value in wanted.items() if value is not None))
+    if kinds:
+        query = query.where(_table.c.kind.in_(kinds))
+    if since is not None:
+        query = query.where(_table.c.created_at >= since)
+    newest = query.order_by(_table.c.created_at.desc(), _table.c.id.desc()).limit(limit).offset(offset)
+    return [entry_of(row._mapping) for row in tx.execute(newest)]
 
 
 def balance(tx: Connection, account_id: str, *, project_id: str | None = None, at: datetime | None = None) -> Decimal:

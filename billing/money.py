@@ -79,6 +79,12 @@ def plain(amount: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def in_coins(amount: Decimal, currency: str) -> str:
+    """The amount with the currency, with all decimal places of its coins at least: `-0.50 USD`."""
+    places = max(cents_digits(currency), -int(Decimal(plain(amount)).as_tuple().exponent))
+    return f"{amount:.{places}f} {currency}"
+
+
 def sum_columns(column: ColumnElement[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
     """A column of units summed in two halves, which do not overflow as their sum would; `sum_of` joins them.
 

@@ -15,13 +15,9 @@ BYTE_SECONDS_PER_GB_MONTH = BYTE_SECONDS_PER_GB_HOUR * 720
 _EXACT = Context(prec=60)  # products of prices and counts stay exact; only the charge is rounded
 
 
-class Used(Protocol):
-    """What is priced: device time and tokens."""
+class Counted(Protocol):
+    """Tokens by kind."""
 
-    @property
-    def device(self) -> str: ...
-    @property
-    def device_ns(self) -> int: ...
     @property
     def tokens_trained(self) -> int: ...
     @property
@@ -32,17 +28,31 @@ class Used(Protocol):
     def tokens_sampled(self) -> int: ...
 
 
-def charge(used: Used, base_model: str, card: RateCard) -> Decimal:
-    """What usage costs: `device_s x price + sum over kinds of tokens / 10^6 x price`, rounded once."""
-    tokens = {
+class Used(Counted, Protocol):
+    """What is priced: device time and tokens."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def device_ns(self) -> int: ...
+
+
+def tokens(used: Counted) -> dict[str, int]:
+    """Tokens by the kinds that have prices of their own."""
+    return {
         "trained": used.tokens_trained,
         "prefilled": used.tokens_prefilled,
         "cached": used.tokens_cached,
         "sampled": used.tokens_sampled,
     }
+
+
+def charge(used: Used, base_model: str, card: RateCard) -> Decimal:
+    """What usage costs: `device_s x price + sum over kinds of tokens / 10^6 x price`, rounded once."""
+    counts = tokens(used).items()
     with localcontext(_EXACT):
         by_time = Decimal(used.device_ns) / NS_PER_SECOND * card.device_second(used.device)
-        by_token = sum((card.million(base_model, kind) * count for kind, count in tokens.items()), Decimal(0)) / MILLION
+        by_token = sum((card.million(base_model, kind) * count for kind, count in counts), Decimal(0)) / MILLION
         return money.round_charge(by_time + by_token)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import Connection
 
+from billing import budgets
 from billing.holds import OverBudgetError
 from jobs import caps, operations
 from jobs.backlog import Backlog, BacklogFullError
@@ -131,9 +132,8 @@ class Submitter:
 
         try:
             request_id, _ = self._accept(run, seq, kind, body, write)
-        except OverBudgetError:
-            with self._storage.database.begin() as tx:
-                runs.note_refused(tx, run.id, seq, now=self._storage.database.now(tx))
+        except OverBudgetError as error:
+            self._note_refused(error, (run.id, seq))
             raise
         self._announcer.announce_run(run.id)
         failpoints.reach(Point.ACCEPTED)
@@ -163,11 +163,29 @@ class Submitter:
                 refusal=_refusal(body),
             )
 
-        request_id, new = self._accept(session, seq, Kind.SAMPLE, body, write)
+        try:
+            request_id, new = self._accept(session, seq, Kind.SAMPLE, body, write)
+        except OverBudgetError as error:
+            self._note_refused(error)
+            raise
         if new and not isinstance(body, Failure):
             self._announcer.announce_samples()
         failpoints.reach(Point.ACCEPTED)
         return Accepted(request_id)
+
+    def _note_refused(self, error: OverBudgetError, place: tuple[str, int] | None = None) -> None:
+        """Keep the place of what is refused in its run, and that its budget has no room."""
+        database = self._storage.database
+        with database.read() as tx:
+            now = database.now(tx)
+        budget = None if error.budget is None or error.budget.is_noted(now) else error.budget
+        if place is None and budget is None:
+            return
+        with database.begin() as tx:
+            if place is not None:
+                runs.note_refused(tx, *place, now=now)
+            if budget is not None:
+                budgets.note_refused(tx, budget, now=now)
 
     def _accept(
         self, owner: Run | SamplingSession, seq: int, kind: Kind, body: Body | Failure, write: Write

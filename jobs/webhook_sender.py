@@ -146,7 +146,9 @@ class WebhookSender:
         port = url.port or (443 if url.scheme == "https" else 80)
         addresses = await look_up(url.raw_host, port)
         if not self._allow_private and not all(map(is_public, addresses)):
-            raise RefusedAddressError("its address is not public; PIECEWORK_WEBHOOK_PRIVATE_ADDRESSES=true allows that")
+            raise RefusedAddressError(
+                "its address is not public: to allow that, set PIECEWORK_WEBHOOK_PRIVATE_ADDRESSES=true"
+            )
         return addresses[0]
 
     def _note(self, attempt: Attempt, error: str | None) -> None:

@@ -118,6 +118,11 @@ def list_keys(tx: Connection, account_id: str) -> Sequence[ApiKey]:
     return [ApiKey(**row._mapping) for row in rows]
 
 
+def is_key(tx: Connection, key_id: int) -> bool:
+    """Whether there is a key with this number, valid or not."""
+    return tx.execute(select(tables.api_key.c.id).where(tables.api_key.c.id == key_id)).one_or_none() is not None
+
+
 def revoke_key(tx: Connection, key_id: int, *, now: datetime) -> None:
     """End a key; revoking it again changes nothing.
 

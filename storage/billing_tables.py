@@ -237,6 +237,7 @@ budget = Table(
     Column("spent", BigInteger, nullable=False, server_default="0"),  # in the period: the sum of its ledger entries
     Column("held", BigInteger, nullable=False, server_default="0"),  # the sum of its holds
     Column("told_percent", Integer, nullable=False, server_default="0"),  # highest threshold told of in the period
+    Column("refused_at", Timestamp),  # when there was last no room for something that was asked for
     Index("ix_budget_account", "account_id", "removed_at"),
     Index("ix_budget_exhausted", "id", sqlite_where=_EXHAUSTED, postgresql_where=_EXHAUSTED),
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or_, select, update
 
 from storage import ids, rows, tables
 from storage.errors import RowNotFoundError
@@ -153,6 +153,13 @@ def get_session(tx: Connection, account_id: str, session_id: str) -> Session:
     return Session(**row._mapping)
 
 
+def is_any_session(tx: Connection, **wanted: str) -> bool:
+    """Whether there is a session, of any account, with these values in its columns."""
+    table = tables.session.c
+    query = select(table.id).where(*(table[name] == value for name, value in wanted.items())).limit(1)
+    return tx.execute(query).one_or_none() is not None
+
+
 def list_sessions(tx: Connection, account_id: str, *, limit: int, offset: int = 0) -> Sequence[Session]:
     """An account's sessions, newest first."""
     table = tables.session.c
@@ -262,12 +269,22 @@ def note_refused(tx: Connection, run_id: str, seq: int, *, now: datetime) -> Non
 
 def refused_before(tx: Connection, run_id: str, seq: int, *, now: datetime) -> int | None:
     """An earlier `seq` of the run for which a cap had no room lately, and which is not there yet."""
-    run, operation = tables.run.c, tables.operation.c
-    there = select(operation.id).where(operation.run_id == run.id, operation.seq == run.budget_refused_seq).exists()
-    lately = run.budget_refused_at > now - timedelta(seconds=ASKED_AGAIN_S)
-    query = select(run.budget_refused_seq).where(run.id == run_id, run.budget_refused_seq < seq, lately, ~there)
+    refused_seq = tables.run.c.budget_refused_seq
+    query = select(refused_seq).where(tables.run.c.id == run_id, refused_seq < seq, *_refused_lately(now))
     found: int | None = tx.execute(query).scalar_one_or_none()
     return found
+
+
+def refused_lately(tx: Connection, run_ids: Collection[str], *, now: datetime) -> Collection[str]:
+    """Those of these runs of which a cap had no room lately for something that is not there yet."""
+    query = select(tables.run.c.id).where(tables.run.c.id.in_(run_ids), *_refused_lately(now))
+    return tx.execute(query).scalars().all()
+
+
+def _refused_lately(now: datetime) -> Sequence[ColumnElement[bool]]:
+    run, operation = tables.run.c, tables.operation.c
+    there = select(operation.id).where(operation.run_id == run.id, operation.seq == run.budget_refused_seq).exists()
+    return run.budget_refused_at > now - timedelta(seconds=ASKED_AGAIN_S), ~there
 
 
 def list_runs(

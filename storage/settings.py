@@ -36,9 +36,14 @@ class StorageSettings(BaseSettings):
         86_400.0, description="an object that no row names this long after its upload was announced is deleted"
     )
 
+    @property
+    def embedded_database(self) -> Path:
+        """The file that is the database where no URL names another one."""
+        return self.data_dir.absolute() / "piecework.db"
+
     def resolved_database_url(self) -> str:
         """The URL in force, with the embedded default filled in."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'piecework.db'}"
+        return self.database_url or f"sqlite:///{self.embedded_database}"
 
     def resolved_object_store_url(self) -> str:
         """The URL in force, with the embedded default filled in."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
-from api.cli.output import print_json, print_table
+from api.cli.output import moment, print_json, print_table
 from storage import accounts as stored
 
 NAME_MAX = 128
@@ -29,7 +30,7 @@ def create(name: str, as_json: bool, data_dir: Path) -> None:
     name = name.strip()
     if not 0 < len(name) <= NAME_MAX:
         raise CliError(f"an account's name has 1 to {NAME_MAX} characters, not {len(name)}")
-    with opened(data_dir) as storage, storage.database.begin() as tx:
+    with opened(data_dir, create=True) as storage, storage.database.begin() as tx:
         try:
             account = stored.create_account(tx, name, now=storage.database.now(tx))
         except stored.AccountExistsError as error:
@@ -46,7 +47,7 @@ def create(name: str, as_json: bool, data_dir: Path) -> None:
 def list_(as_json: bool, data_dir: Path) -> None:
     """Show all accounts."""
     with opened(data_dir) as storage, storage.database.read() as tx:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "id": account.id,
                 "name": account.name,
@@ -58,7 +59,7 @@ def list_(as_json: bool, data_dir: Path) -> None:
     if as_json:
         print_json({"accounts": rows})
         return
-    table = [(row["name"], row["id"], row["keys"], row["created_at"]) for row in rows]
+    table = [(row["name"], row["id"], row["keys"], moment(row["created_at"])) for row in rows]
     print_table(
         ("name", "id", "valid keys", "created"),
         table,

@@ -10,6 +10,7 @@ import click
 
 from api.cli.billing_adjust import adjust
 from api.cli.billing_cards import cards
+from api.cli.billing_entries import entries
 from api.cli.billing_export import export, rebuild_rollups
 from api.cli.billing_reconcile import reconcile
 from api.cli.billing_verify import verify
@@ -144,6 +145,7 @@ def _book(
 
 billing.add_command(adjust)
 billing.add_command(cards)
+billing.add_command(entries)
 billing.add_command(export)
 billing.add_command(rebuild_rollups)
 billing.add_command(reconcile)

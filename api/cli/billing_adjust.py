@@ -12,7 +12,7 @@ from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import NUMBER, data_dir_option, json_option, reference_option
 from api.cli.output import print_json
-from billing import corrections, money
+from billing import corrections, ledger, money, rate_cards
 from billing.invoices import InvoiceError
 from billing.money import AmountError
 
@@ -31,12 +31,15 @@ def adjust(*, entry_id: int, amount: str, reason: str, reference: str | None, as
             units = money.to_units(Decimal(amount))
             reference = reference or secrets.token_hex(8)
             now = storage.database.now(tx)
-            _, new = corrections.adjust(tx, entry_id, units=units, reason=reason, reference=reference, now=now)
+            adjustment, new = corrections.adjust(tx, entry_id, units=units, reason=reason, reference=reference, now=now)
         except InvalidOperation as error:
             raise CliError(f"--amount {amount!r} is no amount of money: write e.g. -12.50") from error
         except (InvoiceError, AmountError) as error:
             raise CliError(str(error)) from error
+        booked = ledger.get(tx, adjustment.source)
+        amount = money.in_coins(booked.amount, rate_cards.currency(tx))
     if as_json:
-        print_json({"entry": entry_id, "new": new})
+        print_json({"entry": entry_id, "adjustment": booked.id, "new": new})
     else:
-        click.echo("booked" if new else "was booked already")
+        told = "booked" if new else "was booked already"
+        click.echo(f"{told}: entry {booked.id}, {amount} on entry {entry_id}")

@@ -10,10 +10,10 @@ from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import NUMBER, data_dir_option, json_option
-from api.cli.output import print_json, print_table
+from api.cli.output import moment, print_json, print_table
 from billing import rate_cards
 from billing.rate_card_file import RateCardError
-from storage.accounts import get_account
+from storage.accounts import get_account, list_accounts
 from storage.errors import RowNotFoundError
 
 
@@ -29,11 +29,16 @@ def list_(as_json: bool, data_dir: Path) -> None:
     """Show all rate cards, newest first."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         found = rate_cards.list_cards(tx)
-    rows = [(card.id, card.account_id or "", card.effective_at.isoformat(), card.card.currency) for card in found]
+        names = {account.id: account.name for account in list_accounts(tx)}
     if as_json:
+        rows = [(card.id, card.account_id or "", card.effective_at.isoformat(), card.card.currency) for card in found]
         print_json({"cards": [dict(zip(("id", "account", "from", "currency"), row, strict=True)) for row in rows]})
-    else:
-        print_table(("card", "account", "from", "currency"), rows, numbers=[0], empty="no card yet")
+        return
+    table = [
+        (card.id, names.get(card.account_id or "", "(all)"), moment(card.effective_at), card.card.currency)
+        for card in found
+    ]
+    print_table(("card", "account", "from", "currency"), table, numbers=[0], empty="no card yet")
 
 
 @cards.command()
@@ -60,7 +65,7 @@ def add(*, file: Path, account_name: str | None, since: str | None, as_json: boo
         content = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CliError(f"{file} is not UTF-8 ({error}): save it as UTF-8 text") from error
-    with opened(data_dir) as storage, storage.database.begin() as tx:
+    with opened(data_dir, create=True) as storage, storage.database.begin() as tx:
         now = storage.database.now(tx)
         account_id = get_account(tx, account_name).id if account_name else None
         effective_at = parse_moment(since, "--from", now=now) if since else None

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
-from api.cli.output import print_json
+from api.cli.output import print_json, progress
 from billing import exports, rollups
 from billing.export_files import Format
 from billing.exports import Export
@@ -57,12 +55,12 @@ def export(
     with opened(data_dir) as storage:
         chosen = _chosen(storage, since, until, Format(file_format), account_name)
         written: list[int] = []
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task("exporting", total=chosen.num_lines(storage.database))
+        with progress() as bars:
+            bar = bars.add_task("exporting", total=chosen.num_lines(storage.database))
 
             def on_page(lines: int) -> None:
                 written.append(lines)
-                progress.advance(bar, lines)
+                bars.advance(bar, lines)
 
             if output is None:
                 key = exports.store(storage.database, storage.objects, chosen, on_page=on_page)

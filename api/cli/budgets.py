@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -56,19 +56,27 @@ def add(
         budget = stored.add(
             tx, account.id, Scope(scope), chosen, cap=units, now=now, period=Period(period), is_hard=not soft
         )
-    _show([budget], as_json)
+    _show([budget], {account.id: account.name}, as_json=as_json)
 
 
 @budgets.command("list")
-@account_option
+@click.option("--account", "account_name", help="Only caps of this account.")
 @json_option
 @data_dir_option
-def list_(account_name: str, as_json: bool, data_dir: Path) -> None:
-    """Show an account's caps, and what of them is spent and held."""
+def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
+    """Show caps, what of them is spent and held, and where they stand.
+
+    \b
+    open      there is room
+    refusing  in the last minute there was not enough for something that was asked for: its client waits, and asks again
+    over      spent, but soft: nothing waits
+    paused    spent: what it covers waits until it is topped up, raised, removed, or its next period begins
+    """
     with opened(data_dir) as storage, storage.database.read() as tx:
-        account = get_account(tx, account_name)
-        found = stored.list_budgets(tx, [account.id], now=storage.database.now(tx))
-    _show(found, as_json)
+        owners = [get_account(tx, account_name)] if account_name else accounts.list_accounts(tx)
+        names = {account.id: account.name for account in owners}
+        found = stored.list_budgets(tx, list(names), now=storage.database.now(tx))
+    _show(found, names, as_json=as_json)
 
 
 @budgets.command("set")
@@ -86,7 +94,7 @@ def set_(budget_id: int, cap: str, account_name: str, as_json: bool, data_dir: P
             budget = stored.set_cap(tx, account.id, budget_id, units, now=storage.database.now(tx))
         except RowNotFoundError as error:
             raise _unknown(budget_id, account_name) from error
-    _show([budget], as_json)
+    _show([budget], {account.id: account.name}, as_json=as_json)
 
 
 @budgets.command()
@@ -131,14 +139,25 @@ def _unknown(budget_id: int, account_name: str) -> CliError:
     return CliError(f"there is no budget {budget_id}: see `piecework budgets list --account {account_name}`")
 
 
-def _show(found: Sequence[Budget], as_json: bool) -> None:
-    rows = [budget.as_json() for budget in found]
+def _show(found: Sequence[Budget], names: Mapping[str, str], *, as_json: bool) -> None:
+    rows = [{**budget.as_json(), "account": names[budget.account_id]} for budget in found]
     if as_json:
         print_json({"budgets": rows})
         return
     table = [
-        (row["id"], row["scope"], row["scope_id"], row["period"], row["cap"], row["spent"], row["held"], row["state"])
+        (
+            row["id"],
+            row["account"],
+            row["scope"] if row["scope"] == Scope.ACCOUNT else f"{row['scope']} {row['scope_id']}",
+            "" if row["period"] == Period.NONE else row["period"],
+            "hard" if row["is_hard"] else "soft",
+            row["cap"],
+            row["spent"],
+            row["held"],
+            row["state"],
+        )
         for row in rows
     ]
-    headings = ("id", "scope", "of", "period", "cap", "spent", "held", "state")
-    print_table(headings, table, numbers=[0, 4, 5, 6], empty="no budget yet: piecework budgets add CAP --account NAME")
+    headings = ("id", "account", "what it caps", "per", "kind", "cap", "spent", "held", "state")
+    empty = "no budget yet: piecework budgets add CAP --account NAME"
+    print_table(headings, table, numbers=[0, 5, 6, 7], folds=[2], empty=empty)

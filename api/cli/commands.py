@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import click
@@ -70,6 +71,15 @@ def piecework() -> None:
 
 
 def _log_to_stderr() -> None:
-    """Standard output is for the answer alone; processes say later how they log."""
+    """Standard output is for the answer alone, which a command says itself; processes say later how they log."""
     if not structlog.is_configured():
-        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+        structlog.configure(
+            processors=[_only_errors, *structlog.get_config()["processors"]],
+            logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        )
+
+
+def _only_errors(_logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if method not in ("error", "exception", "critical"):
+        raise structlog.DropEvent
+    return event

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
+from sqlalchemy import Connection
 
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import NUMBER, data_dir_option, json_option
-from api.cli.output import print_json, print_table
+from api.cli.output import print_groups, print_json
 from api.parameters import FIRST_YEAR, LAST_YEAR
 from billing import cost as billed
+from billing import rating
+from billing.cost import CostReport, CostRow
 from billing.money import plain
-from billing.rating import device_seconds, gigabyte_hours
 from billing.usage_totals import Scope
-from storage import runs
+from storage import accounts, runs
 from storage.accounts import get_account
+from storage.errors import RowNotFoundError
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -50,8 +55,7 @@ def cost(
     with opened(data_dir) as storage, storage.database.read() as tx:
         account = get_account(tx, account_name) if account_name else None
         moment = parse_moment(since, "--since", now=storage.database.now(tx)) if since else None
-        if run_id is not None:
-            runs.get_run(tx, run_id)
+        _check(tx, run_id=run_id, session_id=session_id, api_key_id=api_key_id)
         scope = Scope(
             account_id=account.id if account else None,
             project_id=project_id,
@@ -62,42 +66,65 @@ def cost(
             since=moment,
         )
         report = billed.report(tx, scope)
+        empty = _nothing(tx, project_id=project_id, batch=batch)
     if as_json:
         print_json(report.as_json())
         return
-    headings = (
-        "account",
-        "run",
-        "operation",
-        "device",
-        "number",
-        "device-s",
-        "trained",
-        "prefilled",
-        "sampled",
-        "GB-hours",
-    )
-    rows: list[tuple[object, ...]] = [
-        (
-            row.account,
-            row.usage.run_id or "",
-            row.usage.kind,
-            row.usage.device,
-            row.usage.operations or "",
-            f"{device_seconds(row.usage.device_ns):.3f}",
-            row.usage.tokens_trained,
-            row.usage.tokens_prefilled,
-            row.usage.tokens_sampled,
-            f"{gigabyte_hours(row.usage.byte_seconds):.3f}" if row.usage.byte_seconds else "",
-            plain(row.cost),
-        )
-        for row in report.rows
-    ]
-    if rows:
-        stored = f"{gigabyte_hours(report.byte_seconds):.3f}" if report.byte_seconds else ""
-        total = (report.operations, f"{device_seconds(report.device_ns):.3f}", "", "", "", stored, plain(report.cost))
-        rows.append(("total", "", "", "", *total))
-    print_table((*headings, report.currency), rows, numbers=range(4, 11), empty="nothing has been used yet")
+    groups = [(_title(account, run), [_row(row) for row in rows]) for (account, run), rows in _by_run(report)]
+    if groups:
+        groups.append((("total", ""), [_total(report)]))
+    headings = ("operation", "device", "number", "device-s", "used", report.currency)
+    print_groups(("account", "run"), headings, groups, numbers=[2, 3, 5], folds=[4], empty=empty)
+
+
+def _check(tx: Connection, *, run_id: str | None, session_id: str | None, api_key_id: int | None) -> None:
+    """What is asked for by an id has to be there."""
+    if run_id is not None:
+        runs.get_run(tx, run_id)
+    if session_id is not None and not runs.is_any_session(tx, id=session_id):
+        raise RowNotFoundError("session", session_id)
+    if api_key_id is not None and not accounts.is_key(tx, api_key_id):
+        raise CliError(f"there is no key {api_key_id}: see `piecework keys list`")
+
+
+def _nothing(tx: Connection, *, project_id: str | None, batch: str | None) -> str:
+    """What to say where nothing was used: whether there is such a project or batch at all."""
+    if project_id is not None and not runs.is_any_session(tx, project_id=project_id):
+        return f"nothing has been used yet: no session was of project {project_id!r}"
+    if batch is not None and not runs.is_any_session(tx, batch=batch):
+        return f"nothing has been used yet: no session had the tag 'batch:{batch}'"
+    return "nothing has been used yet"
+
+
+def _by_run(report: CostReport) -> Iterator[tuple[tuple[str, str | None], Iterator[CostRow]]]:
+    return itertools.groupby(report.rows, key=lambda row: (row.account, row.usage.run_id))
+
+
+def _title(account: str, run_id: str | None) -> tuple[str, str]:
+    return account, run_id or "(samples of base models and published weights)"
+
+
+def _row(row: CostRow) -> tuple[object, ...]:
+    used = row.usage
+    told = _told(rating.tokens(used), used.byte_seconds)
+    device_s = _seconds(used.device_ns) if used.operations else ""
+    return (used.kind, used.device or "", used.operations or "", device_s, told, plain(row.cost))
+
+
+def _total(report: CostReport) -> tuple[object, ...]:
+    used = _told(report.tokens, report.byte_seconds)
+    return ("", "", report.operations, _seconds(report.device_ns), used, plain(report.cost))
+
+
+def _told(tokens: Mapping[str, int], byte_seconds: int) -> str:
+    """What was used besides device time."""
+    counted = [f"{kind} {number:,}" for kind, number in tokens.items() if number]
+    stored = [f"{rating.gigabyte_hours(byte_seconds):.3f} GB-hours"] if byte_seconds else []
+    return ", ".join(counted + stored)
+
+
+def _seconds(nanoseconds: int) -> str:
+    return f"{rating.device_seconds(nanoseconds):.3f}"
 
 
 def parse_moment(text: str, option: str, *, now: datetime) -> datetime:

@@ -23,6 +23,8 @@ from billing.money import AmountError
 from billing.settings import BillingSettings
 from storage.accounts import get_account, list_accounts
 
+_SUMS = {"rounding": "rounding", "total": "total", "owed_after": "owed afterwards, with earlier invoices"}
+
 
 @click.group()
 def invoices() -> None:
@@ -77,10 +79,13 @@ def show(*, number: int, as_csv: bool, pdf: Path | None, trace: int | None, as_j
     elif as_csv:
         click.echo(invoice_csv.render(document), nl=False)
     else:
-        rows = [(line["line"], line["description"], line["entries"], line["amount"]) for line in document["lines"]]
-        sums = [("", name, "", document[name]) for name in ("rounding", "total", "owed_after")]
-        headings = ("line", "what", "entries", document["currency"])
-        print_table(headings, [*rows, *sums], numbers=[0, 2, 3], empty="")
+        rows = [
+            (line["line"], line["project"] or "", line["description"], line["entries"], line["amount"])
+            for line in document["lines"]
+        ]
+        sums = [("", "", words, "", document[name]) for name, words in _SUMS.items()]
+        headings = ("line", "project", "what", "entries", document["currency"])
+        print_table(headings, [*rows, *sums], numbers=[0, 3, 4], folds=[1, 2], empty="")
 
 
 @invoices.command()
@@ -129,10 +134,20 @@ def _show_trace(traced: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print_json({"entries": traced})
         return
-    names = ("id", "source", "run_id", "usage_id", "usage_device_ns", "storage_hour", "storage_byte_seconds", "amount")
-    shown = [name for name in names if any(row[name] is not None for row in traced)]
-    numbers = [place for place, name in enumerate(shown) if name not in ("source", "run_id", "storage_hour")]
-    print_table(shown, [[row[name] or "" for name in shown] for row in traced], numbers=numbers, empty="no entry")
+    words = {
+        "id": "entry",
+        "source": "source",
+        "usage_id": "usage record",
+        "usage_device_ns": "device ns",
+        "storage_hour": "hour",
+        "storage_byte_seconds": "byte-seconds",
+        "amount": "amount",
+    }
+    shown = [name for name in words if any(row[name] is not None for row in traced)]
+    numbers = [place for place, name in enumerate(shown) if name not in ("source", "storage_hour")]
+    cells = [["" if row[name] is None else row[name] for name in shown] for row in traced]
+    headings = [words[name] for name in shown]
+    print_table(headings, cells, numbers=numbers, folds=[shown.index("source")] if cells else [], empty="no entry")
 
 
 def _traced(row: Any) -> dict[str, Any]:
@@ -145,4 +160,4 @@ def _day(at: datetime) -> str:
 
 
 def _total(invoice: Invoice) -> str:
-    return f"{money.plain(invoice.total)} {invoice.currency}"
+    return money.in_coins(invoice.total, invoice.currency)

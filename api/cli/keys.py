@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from sqlalchemy import Connection
@@ -10,7 +11,7 @@ from sqlalchemy import Connection
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import NUMBER, data_dir_option, json_option
-from api.cli.output import print_json, print_table
+from api.cli.output import moment, print_json, print_table
 from storage import accounts as stored
 from storage.errors import RowNotFoundError
 
@@ -45,7 +46,7 @@ def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
     """Show keys without their secrets."""
     with opened(data_dir) as storage, storage.database.read() as tx:
         owners = [_get_account(tx, account_name)] if account_name else stored.list_accounts(tx)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "id": key.id,
                 "account": account.name,
@@ -61,11 +62,11 @@ def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
         print_json({"keys": rows})
         return
     table = [
-        (row["id"], row["account"], row["hint"], row["name"], row["created_at"], row["revoked_at"] or "")
+        (row["id"], row["account"], row["hint"], row["name"], moment(row["created_at"]), moment(row["revoked_at"]))
         for row in rows
     ]
     headings = ("id", "account", "key", "name", "created", "revoked")
-    print_table(headings, table, numbers=[0], empty="no key yet: piecework keys create --account NAME")
+    print_table(headings, table, numbers=[0], folds=[3], empty="no key yet: piecework keys create --account NAME")
 
 
 @keys.command()

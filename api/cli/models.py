@@ -7,15 +7,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
 from api.cli.errors import CliError
 from api.cli.model_files import ModelFacts, read_model
 from api.cli.model_source import ModelSource, fetch
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
-from api.cli.output import print_json, print_table
+from api.cli.output import print_json, print_table, progress
 from storage import base_models, keys, uploads
 from storage.base_models import BaseModel, BaseModelExistsError, StoredFile
 from storage.errors import RowNotFoundError, UploadGoneError
@@ -48,7 +47,7 @@ def add(model: str, name: str | None, dtype: str | None, as_json: bool, data_dir
     """
     if name is not None and not 0 < len(name) <= NAME_MAX:
         raise CliError(f"--name has 1 to {NAME_MAX} characters")
-    with opened(data_dir) as storage:
+    with opened(data_dir, create=True) as storage:
         if name is not None:
             _check_name_free(storage, name)
         source = fetch(model)
@@ -77,7 +76,7 @@ def list_(as_json: bool, data_dir: Path) -> None:
         (one.name, one.architecture, _count(one.num_parameters), one.dtype, one.context_length, one.tokenizer_id)
         for one in served
     ]
-    print_table(headings, rows, numbers=[2, 4], empty="no base model yet: piecework models add starter")
+    print_table(headings, rows, numbers=[2, 4], folds=[0, 5], empty="no base model yet: piecework models add starter")
 
 
 @models.command()
@@ -113,16 +112,16 @@ def _store(storage: Storage, source: ModelSource, facts: ModelFacts) -> Mapping[
     num_bytes = sum(facts.files.values())
     stored: dict[str, StoredFile] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("storing", total=num_bytes)
+    with progress(*columns) as bars:
+        bar = bars.add_task("storing", total=num_bytes)
         for filename, size in facts.files.items():
             key = keys.base_model_key(owner, filename, token=token)
             with storage.database.begin() as tx:
                 now = storage.database.now(tx)
                 expires_at = now + timedelta(seconds=storage.settings.upload_expiry_s)
                 uploads.announce(tx, key, now=now, expires_at=expires_at)
-            progress.update(bar, description=f"storing {filename}")
-            with progress.open(source.directory / filename, "rb", task_id=bar, total=num_bytes) as file:
+            bars.update(bar, description=f"storing {filename}")
+            with bars.open(source.directory / filename, "rb", task_id=bar, total=num_bytes) as file:
                 storage.objects.put(key, file, size_bytes=size)
             stored[filename] = StoredFile(key, size)
     return stored

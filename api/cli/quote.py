@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
 from api import schemas
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
-from api.cli.output import print_json, print_table
+from api.cli.output import print_json, print_table, progress
 from api.examples import KINDS, ExampleError, TokenCounter, parse_lines
 from billing import quotes, rate_cards
 from billing.money import AmountError, plain
@@ -78,9 +76,9 @@ def _read(storage: Storage, base_model: str, data: Path, *, epochs: int, batch_s
         counter = TokenCounter(storage.objects, get_base_model(tx, base_model))
     lengths = []
     try:
-        with Progress(console=Console(stderr=True), transient=True) as progress, data.open("rb") as lines:
-            bar = progress.add_task("counting tokens", total=data.stat().st_size)
-            for place, example in parse_lines(_told_of(lines, lambda size: progress.advance(bar, size))):
+        with progress() as bars, data.open("rb") as lines:
+            bar = bars.add_task("counting tokens", total=data.stat().st_size)
+            for place, example in parse_lines(_told_of(lines, lambda size: bars.advance(bar, size))):
                 lengths.append(counter.count(example, place))
     except ExampleError as error:
         raise CliError(f"{data}: {error}") from error
@@ -111,7 +109,7 @@ def _show(made: Quote, work: Work, errors: Errors | None, currency: str) -> None
         ("past quotes", _told(errors)),
         ("tag", f"batch:{made.id}"),
     ]
-    print_table((made.id, made.base_model), rows, empty="")
+    print_table((made.id, made.base_model), rows, folds=[1], empty="")
 
 
 def _told(errors: Errors | None) -> str:

@@ -11,13 +11,14 @@ import click
 from api import schemas
 from api.cli.opened import opened
 from api.cli.options import COUNT, data_dir_option, json_option
-from api.cli.output import print_json, print_table
-from billing import usage
+from api.cli.output import print_groups, print_json, print_table
+from billing import pauses, usage
 from billing.rating import device_seconds
 from billing.usage import Usage
 from storage import accounts, journal
 from storage import runs as stored
 from storage.journal import Operation
+from storage.runs import Run
 
 
 @click.command()
@@ -35,7 +36,10 @@ def runs(account_name: str | None, offset: int, limit: int, as_json: bool, data_
         found = [
             (account, run) for account in owners for run in stored.list_runs(tx, account.id, limit=limit, offset=offset)
         ]
-        ahead = journal.num_ahead(tx, [run.id for _, run in found])
+        ids, now = [run.id for _, run in found], storage.database.now(tx)
+        ahead = journal.num_ahead(tx, ids)
+        waiting = dict.fromkeys(stored.refused_lately(tx, ids, now=now), "room under a cap")
+        waiting |= {run_id: f"budget {budget.id}" for run_id, budget in pauses.waiting_runs(tx, ids, now=now).items()}
     rows: list[dict[str, Any]] = [
         {
             "run": run.id,
@@ -43,6 +47,7 @@ def runs(account_name: str | None, offset: int, limit: int, as_json: bool, data_
             "base_model": run.base_model,
             "state_seq": run.state_seq,
             "num_open": ahead.get(run.id, 0),
+            "waits_for": waiting.get(run.id),
             "created_at": run.created_at.isoformat(),
             "last_request_at": run.last_request_at.isoformat(),
             "worker": run.lease_worker,
@@ -52,12 +57,13 @@ def runs(account_name: str | None, offset: int, limit: int, as_json: bool, data_
     if as_json:
         print_json({"runs": rows})
         return
-    table = [
-        (row["run"], row["account"], row["base_model"], row["state_seq"], row["num_open"], _when(run.last_request_at))
-        for row, (_, run) in zip(rows, found, strict=True)
+    groups = [
+        ((run.id, account.name), [_run_row(run, ahead.get(run.id, 0), waiting.get(run.id, ""))])
+        for account, run in found
     ]
-    headings = ("run", "account", "base model", "at", "open", "last request")
-    print_table(headings, table, numbers=[3, 4], whole=[0], empty="no run yet" if not offset else "no run after that")
+    headings = ("base model", "at", "open", "waits for", "last request")
+    empty = "no run yet" if not offset else "no run after that"
+    print_groups(("run", "account"), headings, groups, numbers=[1, 2], folds=[0], empty=empty)
 
 
 @click.command()
@@ -79,12 +85,16 @@ def ops(run: str, after_seq: int, limit: int, as_json: bool, data_dir: Path) -> 
         return
     headings = ("seq", "kind", "status", "accepted", "took s", "tokens", "device-s")
     rows = [_row(one, used.get(one.id)) for one in page]
-    print_table(headings, rows, numbers=[0, 4, 5, 6], whole=[0, 2, 3], empty="no operation yet")
+    print_table(headings, rows, numbers=[0, 4, 5, 6], empty="no operation yet")
     for one in page:
         if one.error is not None:
             click.echo(f"seq {one.seq}: {one.error}")
     if len(page) == limit:
         click.echo(f"more: --after {page[-1].seq}")
+
+
+def _run_row(run: Run, num_open: int, waits_for: str) -> tuple[object, ...]:
+    return (run.base_model, run.state_seq, num_open, waits_for, _when(run.last_request_at))
 
 
 def _row(one: Operation, used: Usage | None) -> tuple[object, ...]:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import NUMBER, data_dir_option, json_option
-from api.cli.output import print_json, print_table
+from api.cli.output import moment, print_json, print_table
 from billing import webhooks as stored
 from billing.webhooks import Delivery, Kind, Webhook, WebhookError
 from jobs.webhook_sender import WebhookSender
@@ -53,7 +53,7 @@ def add(url: str, account_name: str | None, events: Sequence[str], as_json: bool
     Addresses of this machine and of private networks are refused, when a message is sent, unless
     PIECEWORK_WEBHOOK_PRIVATE_ADDRESSES=true is set for the workers.
     """
-    with opened(data_dir) as storage, storage.database.begin() as tx:
+    with opened(data_dir, create=True) as storage, storage.database.begin() as tx:
         account_id = get_account(tx, account_name).id if account_name else None
         try:
             webhook, secret = stored.add(tx, account_id, url, events, now=storage.database.now(tx))
@@ -81,7 +81,9 @@ def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
         return
     table = [(row["id"], row["account"] or "(all)", ", ".join(row["events"]), row["url"]) for row in rows]
     headings = ("id", "account", "events", "url")
-    print_table(headings, table, numbers=[0], empty="no webhook yet: piecework webhooks add URL --account NAME")
+    print_table(
+        headings, table, numbers=[0], folds=[3], empty="no webhook yet: piecework webhooks add URL --account NAME"
+    )
 
 
 @webhooks.command()
@@ -113,13 +115,21 @@ def deliveries(webhook_id: int | None, limit: int, as_json: bool, data_dir: Path
     if as_json:
         print_json({"deliveries": rows})
         return
-    names = ("id", "webhook", "event", "state", "attempts", "created_at", "next_at", "error")
-    print_table(
-        names,
-        [["" if row[name] is None else row[name] for name in names] for row in rows],
-        numbers=[0, 1, 4],
-        empty="none yet",
-    )
+    table = [
+        (
+            row["id"],
+            row["webhook"],
+            row["event"],
+            row["state"],
+            row["attempts"],
+            moment(row["created_at"]),
+            moment(row["next_at"]),
+            row["error"] or "",
+        )
+        for row in rows
+    ]
+    headings = ("id", "webhook", "event", "state", "attempts", "created", "next", "error")
+    print_table(headings, table, numbers=[0, 1, 4], folds=[2, 7], empty="none yet")
 
 
 @webhooks.command()

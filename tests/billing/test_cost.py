@@ -45,6 +45,10 @@ def test_a_report_lists_every_kind_and_adds_up(database: Database) -> None:
     assert report.as_json()["total"] == {
         "operations": 3,
         "device_seconds": "3.000000001",
+        "tokens_trained": 10**6,
+        "tokens_prefilled": 0,
+        "tokens_cached": 0,
+        "tokens_sampled": 0,
         "byte_seconds": 0,
         "cost": "3.5000000005",
     }

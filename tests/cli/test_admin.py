@@ -91,12 +91,37 @@ def test_unknown_and_repeated_names_are_refused_in_one_line(tmp_path: Path) -> N
 
 
 def test_cost_of_nothing_is_nothing(tmp_path: Path) -> None:
+    # given
+    run_json(tmp_path, "accounts", "create", "ada")
+    # when
     report = run_json(tmp_path, "cost", "--since", "24h")
+    # then
+    no_tokens = {f"tokens_{kind}": 0 for kind in ("trained", "prefilled", "cached", "sampled")}
     assert report == {
         "currency": "USD",
         "rows": [],
-        "total": {"operations": 0, "device_seconds": "0", "byte_seconds": 0, "cost": "0"},
+        "total": {"operations": 0, "device_seconds": "0", **no_tokens, "byte_seconds": 0, "cost": "0"},
     }
+    # and: whether what was asked for is there at all
+    for arguments, says in (
+        ([], "nothing has been used yet\n"),
+        (["--project", "p"], "nothing has been used yet: no session was of project 'p'\n"),
+        (["--batch", "b"], "nothing has been used yet: no session had the tag 'batch:b'\n"),
+    ):
+        assert run(tmp_path, "cost", *arguments).output == says
+    for arguments, says in ((["--key", "7"], "there is no key 7"), (["--session", "s"], "there is no session 's'")):
+        refused = run(tmp_path, "cost", *arguments)
+        assert (refused.exit_code, says in refused.output) == (1, True), refused.output
+
+
+@pytest.mark.parametrize("command", [["cost"], ["runs"], ["status"], ["accounts", "list"], ["billing", "verify"]])
+def test_a_directory_without_a_service_is_told_of_and_left_alone(tmp_path: Path, command: list[str]) -> None:
+    # when
+    refused = run(tmp_path / "wrong", *command)
+    # then
+    assert (refused.exit_code, "there is no database in" in refused.output) == (1, True)
+    assert "--data-dir or PIECEWORK_DATA_DIR" in refused.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_times_are_read_as_days_moments_and_ages() -> None:
@@ -122,6 +147,7 @@ def test_status_shows_only_processes_that_still_run(tmp_path: Path) -> None:
     assert ours is not None
     stale = process_table.ProcessEntry("worker", os.getppid(), created_at=1.0)
     process_table.write(tmp_path, "http://x", [ours, stale])
+    run_json(tmp_path, "accounts", "create", "ada")
 
     # then
     assert run_json(tmp_path, "status")["processes"] == [{"role": "supervisor", "pid": os.getpid()}]

@@ -66,6 +66,7 @@ def test_the_lines_that_were_written_are_told_though_more_were_committed_meanwhi
 
 
 def test_a_period_that_ends_before_it_begins_is_refused(tmp_path: Path) -> None:
+    run_json(tmp_path, "accounts", "create", "ada")
     refused = run(tmp_path, "billing", "export", "--from", "2026-02-01", "--to", "2026-01-01")
     assert refused.exit_code == 1
     assert "must be before --to" in refused.output

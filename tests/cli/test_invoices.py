@@ -76,8 +76,8 @@ def test_storage_is_on_the_bill_wherever_one_looks(tmp_path: Path) -> None:
         "0.002",
     )
     assert [(entry["storage_byte_seconds"], entry["amount"]) for entry in traced] == [(2 * 3600 * 10**9, "0.001")] * 2
-    assert "storage_byte_seconds" in shown
-    assert "usage_device_ns" not in shown
+    assert "byte-seconds" in shown
+    assert "device ns" not in shown
     assert pdf.exit_code == 0, pdf.output
 
 
@@ -108,6 +108,10 @@ def test_an_invoice_is_closed_shown_and_credited(tmp_path: Path) -> None:
     refused = run(tmp_path, "invoices", "credit", "1", "--reason", "again")
     assert refused.exit_code == 1
     assert "is left to be credited" in refused.output
+    assert "nothing of invoice 1 is left to be credited" in refused.output
+    assert run(tmp_path, "invoices", "show", "1", "--trace", "9").output == (
+        "Error: there is no line of invoice 1 with the number 9\n"
+    )
     assert "ada" in run(tmp_path, "invoices", "list").output
     assert "Payment" in run(tmp_path, "invoices", "show", "1").output
     assert run(tmp_path, "invoices", "show", "1", "--pdf", str(tmp_path / "1.pdf")).exit_code == 0
@@ -122,6 +126,30 @@ def test_a_ledger_entry_is_adjusted_once(tmp_path: Path) -> None:
     news = [run_json(tmp_path, *arguments)["new"] for _ in range(2)]
     # Then
     assert news == [True, False]
+    assert run(tmp_path, *arguments).output == "was booked already: entry 3, -0.0001 USD on entry 1\n"
+    # And: both entries are listed, newest first, and how many are wanted
+    listed = run_json(tmp_path, "billing", "entries", "--account", "ada")["entries"]
+    assert [(one["id"], one["kind"], one["corrects"], one["note"]) for one in listed] == [
+        (3, "adjustment", 1, "slow"),
+        (2, "topup", None, None),
+        (1, "charge", None, None),
+    ]
+    assert listed[0]["amount"] == "-0.0001"
+    assert [listed[2]["run"], listed[2]["invoice"]] == [listed[0]["run"], None]
+    for arguments, found in (
+        (["--kind", "charge"], [1]),
+        (["--kind", "charge", "--kind", "adjustment"], [3, 1]),
+        (["--run", "another"], []),
+        (["--project", "another"], []),
+        (["--run", listed[0]["run"]], [3, 1]),
+        (["--limit", "1", "--after", "1"], [2]),
+        (["--since", "2020-01-01"], [3, 2, 1]),
+    ):
+        chosen = run_json(tmp_path, "billing", "entries", "--account", "ada", *arguments)["entries"]
+        assert [one["id"] for one in chosen] == found, arguments
+    shown = run(tmp_path, "billing", "entries", "--account", "ada", "--limit", "1").output.splitlines()
+    assert shown[0].split() == ["entry", "booked", "kind", "what", "for", "project", "invoice", "USD"]
+    assert (shown[1].split()[0], shown[1].split()[-1], shown[2]) == ("3", "-0.0001", "more: --after 1")
     assert "would outweigh" in run(tmp_path, "billing", "adjust", "1", "--amount=-9", "--reason", "x").output
 
 

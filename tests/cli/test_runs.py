@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from click.testing import CliRunner, Result
 from sqlalchemy import update
 
 from api.cli.commands import piecework
-from storage import journal, tables
+from billing import budgets, rate_cards
+from billing.budgets import Scope
+from storage import journal, runs, tables
 from storage.journal import Refusal
 from storage.migrate import migrate
 from storage.open import Storage, open_storage
 from storage.runs import Run
 from storage.settings import StorageSettings
-from tests.factories import complete, make_operation, make_run, make_session
+from tests.factories import bill, complete, make_operation, make_run, make_session, make_usage
 
 
 @pytest.fixture
@@ -80,9 +83,64 @@ def test_runs_are_shown_with_what_waits_and_their_ids_whole(tmp_path: Path, run:
     lines = command(tmp_path, "runs").output.splitlines()
     assert max(map(len, lines)) <= 80
     assert any(run.id in line for line in lines)
+    assert row["waits_for"] is None
     # and: page by page
     with storage.database.begin() as tx:
         make_run(tx, session=make_session(tx), now=journal.get_operation(tx, f"{run.id}:0").accepted_at)
     pages = [command_json(tmp_path, "runs", "--limit", "1", "--after", str(left_out))["runs"] for left_out in range(3)]
     assert [len(page) for page in pages] == [1, 1, 0]
     assert pages[0][0]["run"] != pages[1][0]["run"]
+
+
+def test_what_waits_for_room_under_a_cap_is_told_wherever_one_looks(tmp_path: Path, run: Run, storage: Storage) -> None:
+    # given a run whose next operation is not accepted
+    card = '[million_tokens."*"]\ntrained = "1000000"\n'
+    with storage.database.begin() as tx:
+        now = storage.database.now(tx)
+        rate_cards.add(tx, card, now=now - timedelta(days=1))
+        budget = budgets.add(tx, run.account_id, Scope.RUN, run.id, cap=5, now=now)
+        runs.note_refused(tx, run.id, 4, now=now)
+        budgets.note_refused(tx, budget, now=now)
+    # then
+    assert command_json(tmp_path, "runs")["runs"][0]["waits_for"] == "room under a cap"
+    assert command_json(tmp_path, "budgets", "list")["budgets"][0]["state"] == "refusing"
+    assert command_json(tmp_path, "status")["budgets_holding_back"] == [budget.id]
+    assert "work waits for room under 1 of the caps: piecework budgets list" in command(tmp_path, "status").output
+    # when what it may cost is spent
+    with storage.database.begin() as tx:
+        bill(tx, run, make_operation(tx, run, 5), make_usage(tokens_trained=1), now=now)
+    # then
+    lines = command(tmp_path, "runs").output.splitlines()
+    assert f"budget {budget.id}" in lines[2]
+    assert command_json(tmp_path, "runs")["runs"][0]["waits_for"] == f"budget {budget.id}"
+    # when there is room
+    command(tmp_path, "budgets", "set", str(budget.id), "25", "--account", "acme")
+    with storage.database.begin() as tx:
+        make_operation(tx, run, 4)
+    # then
+    assert command_json(tmp_path, "runs")["runs"][0]["waits_for"] is None
+    assert command_json(tmp_path, "status")["budgets_holding_back"] == []
+
+
+def test_costs_are_shown_run_by_run_in_a_terminal_of_80_columns(tmp_path: Path, run: Run, storage: Storage) -> None:
+    # given
+    with storage.database.begin() as tx:
+        now = storage.database.now(tx)
+        rate_cards.add(tx, '[device_seconds]\n"*" = "0.000012345678"\n', now=now - timedelta(days=1))
+        trained = make_usage(device_ns=1_234_567_890_123, tokens_trained=123_456_789)
+        sampled = make_usage(
+            device_ns=987_654_321_987, tokens_prefilled=1_234_567, tokens_cached=7_654_321, tokens_sampled=9_999_999
+        )
+        bill(tx, run, make_operation(tx, run, 4), trained, now=now)
+        bill(tx, run, make_operation(tx, run, 5, "sample"), sampled, now=now)
+    # when
+    lines = command(tmp_path, "cost").output.splitlines()
+    # then
+    assert max(map(len, lines)) <= 80
+    assert lines[1] == f"acme  {run.id}"
+    report = command_json(tmp_path, "cost")
+    for row in [*report["rows"], report["total"]]:
+        assert any(line.endswith(f"  {row['cost']}") for line in lines), row
+    words = " ".join(" ".join(lines).split())
+    for told in ("trained 123,456,789", "prefilled 1,234,567,", "cached 7,654,321,", "sampled 9,999,999"):
+        assert f" {told}" in words, told

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, select
 
 from billing import budgets, ledger, money, rate_cards, webhooks
-from billing.budgets import Budget, Period, Scope
+from billing.budgets import TOLD_AGAIN_S, Budget, Period, Scope, State
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind, NewEntry
 from storage import billing_tables
@@ -138,6 +138,51 @@ def test_a_pause_that_a_new_period_has_ended_is_told_once_by_whoever_comes_first
     budgets.begin_periods(database)
     with database.read() as tx:
         assert len(told(tx)) == 4
+
+
+def test_a_budget_that_refuses_is_told_of_once_until_there_is_room_or_nobody_asks(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        # Given
+        budget = add(tx, run, 4, thresholds=[])
+        now = NOW
+        # When: asked for again and again
+        for _ in range(200):
+            now += timedelta(seconds=5)
+            budgets.note_refused(tx, budget, now=now)
+        # Then
+        assert told(tx) == [("refusing", None)]
+        # When: nobody asks for a while
+        now += timedelta(seconds=TOLD_AGAIN_S)
+        budgets.note_refused(tx, budget, now=now)
+        assert told(tx) == [("refusing", None)] * 2
+        # When: another cap, or money
+        budgets.set_cap(tx, run.account_id, budget.id, units(5), now=now)
+        budgets.note_refused(tx, budget, now=now)
+        assert told(tx) == [("refusing", None)] * 3
+        whom = Dimensions(run.account_id, run_id=run.id)
+        ledger.append_once(tx, NewEntry(EntryKind.CREDIT, "credit:1", whom, -units(2)), now=now)
+        budgets.note_refused(tx, budget, now=now)
+        assert told(tx) == [("refusing", None)] * 4
+
+
+def test_a_budget_that_is_spent_tells_of_its_pause_alone(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        # Given
+        budget = add(tx, run, 4, thresholds=[], period=Period.DAY)
+        train(tx, run, 0, 5)
+        # When: clients ask again and again
+        budgets.note_refused(tx, budget, now=NOW)
+        # Then
+        assert told(tx) == [("paused", None)]
+        (listed,) = budgets.list_budgets(tx, [run.account_id], now=NOW)
+        assert listed.state == State.PAUSED
+        # And: the next period has room
+        (listed,) = budgets.list_budgets(tx, [run.account_id], now=NOW + DAY)
+        assert listed.state == State.OPEN
+        # And: one that was removed meanwhile tells nothing
+        budgets.remove(tx, run.account_id, budget.id, now=NOW)
+        budgets.note_refused(tx, budget, now=NOW + DAY)
+        assert told(tx) == [("paused", None), ("resumed", None)]
 
 
 def test_a_soft_budget_pauses_nothing(database: Database, run: Run) -> None:

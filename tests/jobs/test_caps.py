@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import func, select
 
 from billing import budgets, money, rate_cards
-from billing.budgets import Budget, Scope
+from billing.budgets import NOTED_AGAIN_S, REFUSING_S, Budget, Scope, State
 from billing.holds import OverBudgetError
 from jobs import caps, sweeper
 from jobs.backlog import Backlog
@@ -202,6 +202,44 @@ def test_a_paused_run_is_not_announced_until_there_is_room(
     with database.begin() as tx:
         budgets.set_cap(tx, run.account_id, budget.id, 1, now=database.now(tx))
     assert announced() == [run.id]
+
+
+def state(database: Database, run: Run) -> str:
+    with database.read() as tx:
+        (budget,) = budgets.list_budgets(tx, [run.account_id], now=database.now(tx))
+    return str(budget.state)
+
+
+@pytest.mark.parametrize("by_a_sample", [False, True])
+def test_a_budget_says_that_it_refuses_while_something_is_asked_for(
+    submitter: Submitter, database: Database, clock: FrozenClock, run: Run, *, by_a_sample: bool
+) -> None:
+    # Given
+    with database.begin() as tx:
+        sampling = make_sampling_session(tx)
+    budget = cap(database, run, 1)
+
+    def ask() -> None:
+        body = make_sample_body(num_samples=2)
+        with pytest.raises(OverBudgetError):
+            submitter.sample(sampling, 1, body, num_samples=2) if by_a_sample else train(submitter, run, 1)
+
+    # When
+    ask()
+    # Then: as long as a client asks, and a minute longer
+    for _ in range(20):
+        clock.advance(5)
+        ask()
+        assert state(database, run) == State.REFUSING
+    clock.advance(REFUSING_S - NOTED_AGAIN_S)
+    assert state(database, run) == State.REFUSING
+    clock.advance(NOTED_AGAIN_S)
+    assert state(database, run) == State.OPEN
+    # And: not once there is more room
+    ask()
+    with database.begin() as tx:
+        budgets.set_cap(tx, run.account_id, budget.id, money.to_units(Decimal(100)), now=database.now(tx))
+    assert state(database, run) == State.OPEN
 
 
 def test_a_sample_over_the_cap_is_refused(submitter: Submitter, database: Database, run: Run) -> None:
