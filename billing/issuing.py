@@ -44,7 +44,7 @@ def issue(
         invoice_id: one more than `lock` has returned; it is the number, too.
 
     Raises:
-        AmountError: the total is too large for a row: close a shorter period.
+        AmountError: the total is too large for a row.
     """
     currency = rate_cards.currency(tx)
     lines = invoice_lines.of_invoice(tx, invoice_id)

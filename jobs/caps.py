@@ -9,14 +9,12 @@ from sqlalchemy import Connection
 
 from billing import budgets, dimensions, holds
 from billing.holds import OverBudgetError, Wanted
+from billing.pauses import COSTLY
 from billing.usage import Usage
-from jobs.operations import Body, ForwardBackward, OptimStep, Sample
+from jobs.operations import Body, ForwardBackward, Sample
 from storage import base_models, journal, runs
 from storage.journal import FINAL
 from storage.runs import Run, SamplingSession
-
-COSTLY = (ForwardBackward, OptimStep, Sample)
-"""What uses the engine; anything else is never refused."""
 
 
 def hold(tx: Connection, owner: Run | SamplingSession, request_id: str, body: Body, *, now: datetime) -> None:
@@ -25,7 +23,7 @@ def hold(tx: Connection, owner: Run | SamplingSession, request_id: str, body: Bo
     Raises:
         OverBudgetError: a hard cap has no room for it, or for an earlier one of its run.
     """
-    locked = budgets.lock(tx, [owner.account_id], now=now) if isinstance(body, COSTLY) else []
+    locked = budgets.lock(tx, [owner.account_id], now=now) if body.kind in COSTLY else []
     if not locked:
         return
     operation = journal.get_operation(tx, request_id)
@@ -41,7 +39,7 @@ def check(tx: Connection, owner: Run | SamplingSession, seq: int, body: Body, *,
     Raises:
         OverBudgetError: a hard cap has no room for it, or for an earlier one of its run.
     """
-    there = budgets.list_budgets(tx, [owner.account_id], now=now) if isinstance(body, COSTLY) else []
+    there = budgets.list_budgets(tx, [owner.account_id], now=now) if body.kind in COSTLY else []
     if there:
         holds.check(tx, there, _wanted(tx, owner, body), now=now)
         _check_earlier(tx, owner, seq, now=now)

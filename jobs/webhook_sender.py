@@ -24,6 +24,7 @@ from billing import webhooks
 from billing.settings import BillingSettings
 from billing.webhooks import Attempt
 from storage.database import Database
+from storage.errors import RowNotFoundError
 
 log = structlog.get_logger()
 
@@ -86,8 +87,10 @@ class WebhookSender:
             webhooks.get(tx, webhook_id)
             now = self._time(self._database.now(tx))
             webhooks.announce_to(tx, webhook_id, event_id, body, content_type, now=now)
-            (attempt,) = webhooks.claim(tx, self._database, webhook_id, limit=1, now=now, event_id=event_id)
-        return attempt.id, asyncio.run(self._send_all([attempt]))[0]
+            attempts = webhooks.claim(tx, self._database, webhook_id, limit=1, now=now, event_id=event_id)
+        if not attempts:
+            raise RowNotFoundError("webhook", webhook_id)  # removed meanwhile
+        return attempts[0].id, asyncio.run(self._send_all(attempts))[0]
 
     def forget_old(self) -> None:
         """Delete deliveries that have been done for long."""

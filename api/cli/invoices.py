@@ -14,7 +14,7 @@ from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import NUMBER, data_dir_option, json_option
-from api.cli.output import print_json, print_table
+from api.cli.output import moment, print_json, print_table
 from api.invoice_pdf import FontError
 from billing import closing, credit_notes, invoice_lines, money
 from billing import invoices as stored
@@ -104,8 +104,10 @@ def close(account_name: str, until: str | None, as_json: bool, data_dir: Path) -
             raise CliError(str(error)) from error
     if as_json:
         print_json({"invoice": invoice and schemas.invoice(invoice)})
-    else:
-        click.echo("nothing is open before that" if invoice is None else f"invoice {invoice.number}: {_total(invoice)}")
+        return
+    click.echo("nothing is open before that" if invoice is None else f"invoice {invoice.number}: {_total(invoice)}")
+    if invoice is not None and invoice.period_end < end:
+        click.echo(f"it ends at {moment(invoice.period_end)}, as a total has a limit; close again for the rest")
 
 
 @invoices.command()

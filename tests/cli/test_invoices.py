@@ -118,6 +118,19 @@ def test_an_invoice_is_closed_shown_and_credited(tmp_path: Path) -> None:
     assert (tmp_path / "1.pdf").read_bytes().startswith(b"%PDF-")
 
 
+def test_a_period_that_no_total_can_hold_is_closed_in_parts(tmp_path: Path) -> None:
+    # Given
+    run_json(tmp_path, "accounts", "create", "ada")
+    for _ in range(2):
+        run_json(tmp_path, "billing", "topup", "9000000", "--account", "ada")
+    # When
+    told = [run(tmp_path, "invoices", "close", "--account", "ada").output.splitlines() for _ in range(2)]
+    # Then
+    assert told[0][0] == "invoice 1: -9000000.00 USD"
+    assert "close again for the rest" in told[0][1]
+    assert told[1] == ["invoice 2: -9000000.00 USD"]
+
+
 def test_a_ledger_entry_is_adjusted_once(tmp_path: Path) -> None:
     # Given
     use(tmp_path)

@@ -429,6 +429,25 @@ def test_a_message_that_is_sent_at_once_is_nobody_elses_from_the_first_moment(
     assert len(receiver.received) == 1
 
 
+def test_a_message_to_a_webhook_that_is_removed_meanwhile_is_refused(
+    database: Database, clock: FrozenClock, receiver: Receiver, account_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: it goes between the message's announcement and its claim
+    webhook_id, _ = add(database, account_id, f"{receiver.url}/ok")
+    announce_to = webhooks.announce_to
+
+    def announce_and_remove(tx: Connection, *arguments: Any, **more: Any) -> bool:
+        announced = announce_to(tx, *arguments, **more)
+        webhooks.remove(tx, webhook_id, now=NOW)
+        return announced
+
+    monkeypatch.setattr(webhooks, "announce_to", announce_and_remove)
+    # When, then
+    with pytest.raises(RowNotFoundError):
+        sender(database, clock).send_now(webhook_id, "now", BODY, "application/json")
+    assert receiver.received == []
+
+
 def test_a_webhook_of_all_accounts_is_told_of_each(database: Database, account_id: str) -> None:
     with database.begin() as tx:
         webhooks.add(tx, None, "https://all.test/", ["budget"], now=NOW)
