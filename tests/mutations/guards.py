@@ -7,7 +7,7 @@ no test could tell; where that is so, it says which.
 from __future__ import annotations
 
 from tests.mutations.guard import Change, Guard
-from tests.mutations.guards_of_budgets import BUDGETS, EXPORTS, WEBHOOKS
+from tests.mutations.guards_of_budgets import BUDGETS, EXPORTS, REFUSALS, WEBHOOKS
 
 _FIRST_TABLES = "storage/migrations/versions/0001_first_tables.py"
 _BILL_TABLES = "storage/migrations/versions/0004_the_bill.py"
@@ -441,4 +441,16 @@ DEATHS = (
     ),
 )
 
-GUARDS = (*ACCEPTING, *ORDER, *FENCES, *BILLING, *BUDGETS, *WEBHOOKS, *EXPORTS, *RECOVERY, *REMINDERS, *DEATHS)
+GUARDS = (
+    *ACCEPTING,
+    *ORDER,
+    *FENCES,
+    *BILLING,
+    *BUDGETS,
+    *REFUSALS,
+    *WEBHOOKS,
+    *EXPORTS,
+    *RECOVERY,
+    *REMINDERS,
+    *DEATHS,
+)

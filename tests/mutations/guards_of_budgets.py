@@ -328,6 +328,33 @@ WEBHOOKS = (
     ),
 )
 
+REFUSALS = (
+    Guard(
+        "the state of a budget that refuses",
+        "a script would wait for room, and whoever runs the service would not be told why",
+        (Change("jobs/submit.py", "budgets.note_refused(tx, budget, now=now)", "pass"),),
+        ("tests/jobs/test_caps.py::test_a_budget_says_that_it_refuses_while_something_is_asked_for",),
+    ),
+    Guard(
+        "a refusal that was told of",
+        "webhooks would be told every few seconds of what goes on",
+        (
+            Change(
+                "billing/budgets.py",
+                "and not before.was_refused_since(now - timedelta(seconds=TOLD_AGAIN_S)):",
+                "and not before.is_noted(now):",
+            ),
+        ),
+        (f"{_ALERTS}::test_a_budget_that_refuses_is_told_of_once_until_there_is_room_or_nobody_asks",),
+    ),
+    Guard(
+        "refusals of a budget that is spent",
+        "webhooks would be told that it has room, but too little",
+        (Change("billing/budgets.py", "if not before.at(now).is_exhausted and not before", "if not before"),),
+        (f"{_ALERTS}::test_a_budget_that_is_spent_tells_of_its_pause_alone",),
+    ),
+)
+
 EXPORTS = (
     Guard(
         "the end of an exported period",
