@@ -114,8 +114,8 @@ class Budget:
         return self.is_hard and self.spent >= self.cap
 
     @property
-    def holds_back(self) -> bool:
-        """Whether something waits for room in it, as far as is known."""
+    def lacks_room(self) -> bool:
+        """Whether it is spent, or lately had no room for something that was asked for."""
         return self.state in (State.PAUSED, State.REFUSING)
 
     @property
@@ -151,18 +151,14 @@ class Budget:
     def at(self, now: datetime) -> Budget:
         """The budget at this moment: with nothing spent if a new period has begun."""
         start = start_of_period(self.period, now)
-        refused_at = self.refused_at if self.was_refused_since(now - timedelta(seconds=REFUSING_S)) else None
-        if start <= self.period_start:
-            return replace(self, refused_at=refused_at)
-        return replace(self, period_start=start, spent=0, told_percent=0, refused_at=None)
+        is_current = start <= self.period_start
+        current = self if is_current else replace(self, period_start=start, spent=0, told_percent=0)
+        return current if self.was_refused(now, REFUSING_S) else replace(current, refused_at=None)
 
-    def was_refused_since(self, moment: datetime) -> bool:
-        """Whether it had no room for something after this moment, as far as that is written down."""
-        return self.refused_at is not None and self.refused_at > moment
-
-    def is_noted(self, now: datetime) -> bool:
-        """Whether it is written down already that it has no room."""
-        return self.was_refused_since(now - timedelta(seconds=NOTED_AGAIN_S))
+    def was_refused(self, now: datetime, within_s: float) -> bool:
+        """Whether it had no room for something in the last seconds of this period, as far as that is written down."""
+        since = max(now - timedelta(seconds=within_s), start_of_period(self.period, now))
+        return self.refused_at is not None and self.refused_at > since
 
 
 def start_of_period(period: str, now: datetime) -> datetime:
@@ -223,10 +219,12 @@ def set_cap(tx: Connection, account_id: str, budget_id: int, cap: int, *, now: d
         RowNotFoundError: the account has no such budget.
     """
     before = _locked(tx, account_id, budget_id, now)
-    budget = replace(before, cap=cap, refused_at=None)
+    budget = replace(before, cap=cap, refused_at=None if cap > before.cap else before.refused_at)
     percent = _percent(budget)
     budget = replace(budget, told_percent=max((one for one in budget.thresholds if one <= percent), default=0))
-    tx.execute(update(_table).where(_table.c.id == budget_id).values(cap=cap, refused_at=None))
+    tx.execute(update(_table).where(_table.c.id == budget_id).values(cap=cap))
+    if cap > before.cap:
+        _forget_refusals(tx, budget_id)
     _tell_of_pause(tx, before, budget, now)
     _write(tx, budget)
     return budget
@@ -245,8 +243,8 @@ def remove(tx: Connection, account_id: str, budget_id: int, *, now: datetime) ->
     tx.execute(update(_table).where(_table.c.id == budget_id).values(removed_at=now, held=0))
 
 
-def list_budgets(tx: Connection, account_ids: Collection[str], *, now: datetime) -> Sequence[Budget]:
-    """The budgets of these accounts as they stand now."""
+def list_budgets(tx: Connection, account_ids: Collection[str] | None, *, now: datetime) -> Sequence[Budget]:
+    """The budgets of these accounts, or of all, as they stand now."""
     return [_from_row(row).at(now) for row in tx.execute(_live(account_ids))]
 
 
@@ -296,7 +294,7 @@ def book(
             _tell_of_pause(tx, budget, after, now)
             _write(tx, after)
             if sum(counted) < 0:
-                tx.execute(update(_table).where(_table.c.id == budget.id).values(refused_at=None))
+                _forget_refusals(tx, budget.id)
 
 
 def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: int) -> None:
@@ -307,17 +305,18 @@ def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: in
         _write(tx, replace(budget, held=budget.held + units))
 
 
-def note_refused(tx: Connection, budget: Budget, *, now: datetime) -> None:
-    """There was no room for an operation: while that goes on the budget says so, and it is told of once."""
+def note_refused(tx: Connection, budget: Budget, units: int, *, now: datetime) -> None:
+    """There was no room for so much: while that goes on the budget says so, and it is told of once."""
     row = tx.execute(_live([budget.account_id]).where(_table.c.id == budget.id).with_for_update()).one_or_none()
     if row is None:
         return
     before = _from_row(row)
-    if before.is_noted(now):
-        return
+    current = before.at(now)
+    if current.has_room_for(units) or before.was_refused(now, NOTED_AGAIN_S):
+        return  # there is room by now, or it says so already
     tx.execute(update(_table).where(_table.c.id == budget.id).values(refused_at=now))
-    if not before.at(now).is_exhausted and not before.was_refused_since(now - timedelta(seconds=TOLD_AGAIN_S)):
-        budget_alerts.refusing(tx, budget.account_id, before.at(now).as_json(), now=now)
+    if not current.is_exhausted and not before.was_refused(now, TOLD_AGAIN_S):
+        budget_alerts.refusing(tx, budget.account_id, current.as_json(), now=now)
 
 
 def exhausted(tx: Connection, *, now: datetime, account_ids: Collection[str] | None = None) -> Sequence[Budget]:
@@ -346,6 +345,11 @@ def _release(tx: Connection, operation_ids: Sequence[int]) -> Mapping[int, int]:
         for budget_id, units in tx.execute(gone):
             held[budget_id] = held.get(budget_id, 0) + units
     return held
+
+
+def _forget_refusals(tx: Connection, budget_id: int) -> None:
+    """There is more room than there was when something was refused."""
+    tx.execute(update(_table).where(_table.c.id == budget_id).values(refused_at=None))
 
 
 def _write(tx: Connection, budget: Budget) -> None:

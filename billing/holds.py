@@ -30,11 +30,13 @@ class OverBudgetError(Exception):
 
     Attributes:
         budget: the one that has none; None where an earlier operation of the run is waited for.
+        units: what it may cost at most, in `money.SCALE`-ths.
     """
 
-    def __init__(self, message: str, budget: Budget | None = None) -> None:
+    def __init__(self, message: str, budget: Budget | None = None, units: int = 0) -> None:
         super().__init__(message)
         self.budget = budget
+        self.units = units
 
     @classmethod
     def of(cls, budget: Budget, units: int) -> OverBudgetError:
@@ -46,6 +48,7 @@ class OverBudgetError(Exception):
             f"budget: {budget.name} has no room: {spent} spent, {held} held for what is accepted, {more} wanted; the "
             f"request is tried again until there is: {top_up.get(Scope(budget.scope), '')}raise the cap{wait}",
             budget,
+            units,
         )
 
 

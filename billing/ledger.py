@@ -15,11 +15,12 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, insert, select
+from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select
 
 from billing import budgets, money
 from billing.dimensions import Dimensions
 from storage import billing_tables, rows
+from storage.errors import RowNotFoundError
 
 _table = billing_tables.ledger_entry
 
@@ -131,7 +132,7 @@ def list_entries(
     run_id: str | None = None,
     project_id: str | None = None,
     since: datetime | None = None,
-    offset: int = 0,
+    before_id: int | None = None,
     limit: int,
 ) -> Sequence[Entry]:
     """An account's entries, newest first.
@@ -139,7 +140,10 @@ def list_entries(
     Args:
         kinds: any of these; any at all if there are none.
         since: what was booked from then on.
-        offset: so many of the newest are left out.
+        before_id: an entry that those that follow are wanted of.
+
+    Raises:
+        RowNotFoundError: the account has no entry `before_id`.
     """
     wanted = {"account_id": account_id, "run_id": run_id, "project_id": project_id}
     query = select(_table).where(*(_table.c[name] == value for name, value in wanted.items() if value is not None))
@@ -147,7 +151,14 @@ def list_entries(
         query = query.where(_table.c.kind.in_(kinds))
     if since is not None:
         query = query.where(_table.c.created_at >= since)
-    newest = query.order_by(_table.c.created_at.desc(), _table.c.id.desc()).limit(limit).offset(offset)
+    if before_id is not None:
+        of_account = select(_table.c.created_at).where(_table.c.account_id == account_id, _table.c.id == before_id)
+        at = tx.execute(of_account).scalar_one_or_none()
+        if at is None:
+            raise RowNotFoundError("ledger entry", before_id)
+        at_once = and_(_table.c.created_at == at, _table.c.id < before_id)
+        query = query.where(or_(_table.c.created_at < at, at_once))
+    newest = query.order_by(_table.c.created_at.desc(), _table.c.id.desc()).limit(limit)
     return [entry_of(row._mapping) for row in tx.execute(newest)]
 
 

@@ -178,14 +178,15 @@ class Submitter:
         database = self._storage.database
         with database.read() as tx:
             now = database.now(tx)
-        budget = None if error.budget is None or error.budget.is_noted(now) else error.budget
+        known = error.budget is None or error.budget.was_refused(now, budgets.NOTED_AGAIN_S)
+        budget = None if known else error.budget
         if place is None and budget is None:
             return
         with database.begin() as tx:
             if place is not None:
                 runs.note_refused(tx, *place, now=now)
             if budget is not None:
-                budgets.note_refused(tx, budget, now=now)
+                budgets.note_refused(tx, budget, error.units, now=now)
 
     def _accept(
         self, owner: Run | SamplingSession, seq: int, kind: Kind, body: Body | Failure, write: Write

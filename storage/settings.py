@@ -41,6 +41,10 @@ class StorageSettings(BaseSettings):
         """The file that is the database where no URL names another one."""
         return self.data_dir.absolute() / "piecework.db"
 
+    def has_database(self) -> bool:
+        """Whether there is a database, as far as can be told without opening one."""
+        return bool(self.database_url) or self.embedded_database.exists()
+
     def resolved_database_url(self) -> str:
         """The URL in force, with the embedded default filled in."""
         return self.database_url or f"sqlite:///{self.embedded_database}"

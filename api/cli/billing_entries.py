@@ -9,7 +9,7 @@ import click
 
 from api.cli.cost import parse_moment
 from api.cli.opened import opened
-from api.cli.options import COUNT, data_dir_option, json_option
+from api.cli.options import NUMBER, data_dir_option, json_option
 from api.cli.output import moment, print_json, print_table
 from billing import ledger, money, rate_cards
 from billing.ledger import Entry, EntryKind
@@ -28,7 +28,7 @@ from storage.accounts import get_account
 @click.option("--run", "run_id", help="Only of this training run.")
 @click.option("--project", "project_id", help="Only of this project.")
 @click.option("--since", help="Only what was booked since: 2026-01-31, 2026-01-31T12:00:00, or 90m, 24h, 7d ago.")
-@click.option("--after", "offset", type=COUNT, default=0, help="Leave out so many of the newest.")
+@click.option("--before", "before_id", type=NUMBER, help="Only those before this entry, a number of the list.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
 @json_option
 @data_dir_option
@@ -39,7 +39,7 @@ def entries(
     run_id: str | None,
     project_id: str | None,
     since: str | None,
-    offset: int,
+    before_id: int | None,
     limit: int,
     as_json: bool,
     data_dir: Path,
@@ -58,9 +58,10 @@ def entries(
             run_id=run_id,
             project_id=project_id,
             since=parse_moment(since, "--since", now=storage.database.now(tx)) if since else None,
-            offset=offset,
-            limit=limit,
+            before_id=before_id,
+            limit=limit + 1,
         )
+        found, has_more = found[:limit], len(found) > limit
         currency = rate_cards.currency(tx)
     if as_json:
         print_json({"currency": currency, "entries": [_as_json(entry) for entry in found]})
@@ -78,9 +79,9 @@ def entries(
         for entry in found
     ]
     headings = ("entry", "booked", "kind", "what for", "project", "invoice", currency)
-    print_table(headings, table, numbers=[0, 5, 6], folds=[3], empty="no entry" if offset else "no entry yet")
-    if len(found) == limit:
-        click.echo(f"more: --after {offset + limit}")
+    print_table(headings, table, numbers=[0, 5, 6], folds=[3], empty="no entry" if before_id else "no entry yet")
+    if has_more:
+        click.echo(f"more: --before {found[-1].id}")
 
 
 def _as_json(entry: Entry) -> dict[str, object]:

@@ -160,4 +160,4 @@ def _show(found: Sequence[Budget], names: Mapping[str, str], *, as_json: bool) -
     ]
     headings = ("id", "account", "what it caps", "per", "kind", "cap", "spent", "held", "state")
     empty = "no budget yet: piecework budgets add CAP --account NAME"
-    print_table(headings, table, numbers=[0, 5, 6, 7], folds=[2], empty=empty)
+    print_table(headings, table, numbers=[0, 5, 6, 7], empty=empty)

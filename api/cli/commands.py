@@ -65,7 +65,7 @@ def piecework() -> None:
     """Self-hosted training service with the Tinker programming model.
 
     Start with `piecework serve`: it prints an address and an API key for the tinker SDK. Every command takes the data
-    directory from --data-dir or PIECEWORK_DATA_DIR, and works before and while the service runs.
+    directory from --data-dir or PIECEWORK_DATA_DIR, and works while the service runs and while it does not.
     """
     _log_to_stderr()
 
@@ -74,12 +74,15 @@ def _log_to_stderr() -> None:
     """Standard output is for the answer alone, which a command says itself; processes say later how they log."""
     if not structlog.is_configured():
         structlog.configure(
-            processors=[_only_errors, *structlog.get_config()["processors"]],
+            processors=[structlog.processors.format_exc_info, _as_a_sentence],
             logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         )
 
 
-def _only_errors(_logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if method not in ("error", "exception", "critical"):
+def _as_a_sentence(_logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+    """What a process would log, as a command tells a person; an answer needs no more."""
+    if method in ("debug", "info"):
         raise structlog.DropEvent
-    return event
+    name, exception = str(event.pop("event")).replace("_", " "), event.pop("exception", "")
+    fields = ", ".join(f"{key} {value}" for key, value in event.items())
+    return "\n".join(filter(None, (f"{method}: {name}: {fields}", exception)))

@@ -66,11 +66,11 @@ def cost(
             since=moment,
         )
         report = billed.report(tx, scope)
-        empty = _nothing(tx, project_id=project_id, batch=batch)
+        empty = "" if report.rows else _nothing(tx, project_id=project_id, batch=batch)
     if as_json:
         print_json(report.as_json())
         return
-    groups = [(_title(account, run), [_row(row) for row in rows]) for (account, run), rows in _by_run(report)]
+    groups = [(title, [_row(row) for row in rows]) for title, rows in _by_run(report)]
     if groups:
         groups.append((("total", ""), [_total(report)]))
     headings = ("operation", "device", "number", "device-s", "used", report.currency)
@@ -96,12 +96,13 @@ def _nothing(tx: Connection, *, project_id: str | None, batch: str | None) -> st
     return "nothing has been used yet"
 
 
-def _by_run(report: CostReport) -> Iterator[tuple[tuple[str, str | None], Iterator[CostRow]]]:
-    return itertools.groupby(report.rows, key=lambda row: (row.account, row.usage.run_id))
+def _by_run(report: CostReport) -> Iterator[tuple[tuple[str, str], Iterator[CostRow]]]:
+    return itertools.groupby(sorted(report.rows, key=_title), key=_title)
 
 
-def _title(account: str, run_id: str | None) -> tuple[str, str]:
-    return account, run_id or "(samples of base models and published weights)"
+def _title(row: CostRow) -> tuple[str, str]:
+    """Account and run; what is sampled from no run of the account is by its base model."""
+    return row.account, row.usage.run_id or f"(samples of {row.usage.base_model} as it is, or of published weights)"
 
 
 def _row(row: CostRow) -> tuple[object, ...]:

@@ -91,6 +91,8 @@ def _disk(data_dir: Path) -> Finding:
 
 
 def _database(settings: StorageSettings) -> Finding:
+    if not settings.has_database():
+        return Finding("database", "note", f"none in {settings.data_dir} yet: the first start makes it")
     database = Database(settings.resolved_database_url(), sqlite_synchronous=settings.sqlite_synchronous)
     try:
         current = is_current(database)
@@ -145,6 +147,8 @@ def _redact_broker(url: str) -> str:
 
 
 def _state_of_runs(settings: StorageSettings) -> Finding:
+    if not settings.has_database():
+        return Finding("state of runs", "ok", "there is none yet")
     database = Database(settings.resolved_database_url(), sqlite_synchronous=settings.sqlite_synchronous)
     try:
         if not is_current(database):
@@ -163,6 +167,8 @@ def _state_of_runs(settings: StorageSettings) -> Finding:
 
 
 def _base_models(settings: StorageSettings) -> Finding:
+    if not settings.has_database():
+        return Finding("base models", "note", "none yet: piecework models add starter")
     database = Database(settings.resolved_database_url(), sqlite_synchronous=settings.sqlite_synchronous)
     try:
         if not is_current(database):

@@ -85,7 +85,7 @@ def show(*, number: int, as_csv: bool, pdf: Path | None, trace: int | None, as_j
         ]
         sums = [("", "", words, "", document[name]) for name, words in _SUMS.items()]
         headings = ("line", "project", "what", "entries", document["currency"])
-        print_table(headings, [*rows, *sums], numbers=[0, 3, 4], folds=[1, 2], empty="")
+        print_table(headings, [*rows, *sums], numbers=[0, 3, 4], folds=[2], empty="")
 
 
 @invoices.command()

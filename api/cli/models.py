@@ -76,7 +76,7 @@ def list_(as_json: bool, data_dir: Path) -> None:
         (one.name, one.architecture, _count(one.num_parameters), one.dtype, one.context_length, one.tokenizer_id)
         for one in served
     ]
-    print_table(headings, rows, numbers=[2, 4], folds=[0, 5], empty="no base model yet: piecework models add starter")
+    print_table(headings, rows, numbers=[2, 4], empty="no base model yet: piecework models add starter")
 
 
 @models.command()

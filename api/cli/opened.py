@@ -23,7 +23,7 @@ def opened(data_dir: Path, *, create: bool = False) -> Iterator[Storage]:
         CliError: there is none.
     """
     settings = StorageSettings(data_dir=data_dir)
-    if not create and not settings.database_url and not settings.embedded_database.exists():
+    if not create and not settings.has_database():
         raise CliError(
             f"there is no database in {data_dir} yet: start `piecework serve --data-dir {data_dir}`, or name the "
             "service's directory with --data-dir or PIECEWORK_DATA_DIR"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -54,7 +56,8 @@ def print_table(
     """A table for people; `empty` is said where there is no row.
 
     Only the columns `folds` are ever broken over lines. Where the terminal is too narrow for that, a row becomes lines
-    of its own, a heading and a value each. What is no terminal has a line per row, however long.
+    of its own, a heading and a value each. What is no terminal has a line per row, however long, unless
+    `COLUMNS` is set.
 
     Args:
         numbers: columns that stand to the right.
@@ -103,7 +106,14 @@ def _print(
 
 
 def _cells(rows: Iterable[Sequence[object]]) -> Sequence[Row]:
-    return [[str(cell) for cell in row] for row in rows]
+    """As text, each on one line: what people write as a reason or a name may have several."""
+    return [[" ".join(str(cell).split()) for cell in row] for row in rows]
+
+
+def _folded(cell: str, width: int) -> Sequence[str]:
+    if cell_len(cell) <= width:
+        return [cell]
+    return [line.plain.rstrip() for line in Text(cell).wrap(Console(), width)]
 
 
 def _as_columns(
@@ -114,15 +124,14 @@ def _as_columns(
         cells = enumerate(zip(row, pads, strict=True))
         return _GAP.join(f"{pad}{cell}" if place in numbers else f"{cell}{pad}" for place, (cell, pad) in cells)
 
-    console = Console()
     yield click.style(aligned(headings).rstrip(), bold=True)
     for title, rows in groups:
         if title:
             yield click.style(_GAP.join(filter(None, title)), bold=True)
         for row in rows:
-            folded = [Text(cell).wrap(console, width) for cell, width in zip(row, widths, strict=True)]
-            for cells in zip_longest(*folded, fillvalue=Text()):
-                yield aligned([cell.plain.rstrip() for cell in cells])
+            folded = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
+            for cells in zip_longest(*folded, fillvalue=""):
+                yield aligned(cells)
 
 
 def _as_records(headings: Row, groups: Iterable[tuple[Row, Sequence[Row]]]) -> Iterator[str]:
@@ -138,8 +147,8 @@ def _as_records(headings: Row, groups: Iterable[tuple[Row, Sequence[Row]]]) -> I
 
 
 def _available() -> int:
-    console = Console()
-    return console.width if console.is_terminal or "COLUMNS" in os.environ else _ENDLESS
+    is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return shutil.get_terminal_size().columns if is_known else _ENDLESS
 
 
 def _widths(rows: Sequence[Row], folds: Collection[int], available: int) -> list[int] | None:

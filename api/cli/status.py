@@ -15,7 +15,6 @@ from api.cli.options import data_dir_option, json_option
 from api.cli.output import print_json
 from billing import budgets
 from storage import base_models, journal, tables, workers
-from storage.accounts import list_accounts
 from storage.workers import Worker
 
 WORKER_SILENT_S = 60.0
@@ -34,8 +33,7 @@ def status(as_json: bool, data_dir: Path) -> None:
         since = storage.database.now(tx) - timedelta(seconds=WORKER_SILENT_S)
         living = workers.list_workers(tx, seen_after=since)
         alarms = workers.count_alarms(tx)
-        accounts = [account.id for account in list_accounts(tx)]
-        holding = [one for one in budgets.list_budgets(tx, accounts, now=storage.database.now(tx)) if one.holds_back]
+        spent = [one for one in budgets.list_budgets(tx, None, now=storage.database.now(tx)) if one.lacks_room]
     if as_json:
         rows = [{"role": one.role, "pid": one.pid} for one in processes]
         print_json(
@@ -45,7 +43,7 @@ def status(as_json: bool, data_dir: Path) -> None:
                 "base_models": models,
                 "workers": [_row(worker) for worker in living],
                 "alarms": asdict(alarms),
-                "budgets_holding_back": [budget.id for budget in holding],
+                "budgets_without_room": [budget.id for budget in spent],
             }
         )
         return
@@ -63,8 +61,8 @@ def status(as_json: bool, data_dir: Path) -> None:
     if alarms.damaged_snapshots:
         click.echo(f"ALARM: {alarms.damaged_snapshots} snapshots were damaged; see the log, and check the object store")
     click.echo(f"queued operations: {queue_depth}")
-    if holding:
-        click.echo(f"work waits for room under {len(holding)} of the caps: piecework budgets list")
+    if spent:
+        click.echo(f"caps that are spent or have no room for what is asked for: {len(spent)}; piecework budgets list")
     click.echo(f"base models: {', '.join(models) or 'none; piecework models add starter'}")
 
 

@@ -114,6 +114,12 @@ def test_cost_of_nothing_is_nothing(tmp_path: Path) -> None:
         assert (refused.exit_code, says in refused.output) == (1, True), refused.output
 
 
+def test_doctor_makes_no_database_that_other_commands_would_take_for_the_services(tmp_path: Path) -> None:
+    run(tmp_path, "doctor")
+    assert not list(tmp_path.glob("*.db"))
+    assert run(tmp_path, "accounts", "list").exit_code == 1
+
+
 @pytest.mark.parametrize("command", [["cost"], ["runs"], ["status"], ["accounts", "list"], ["billing", "verify"]])
 def test_a_directory_without_a_service_is_told_of_and_left_alone(tmp_path: Path, command: list[str]) -> None:
     # when

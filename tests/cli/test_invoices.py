@@ -155,14 +155,14 @@ def test_a_ledger_entry_is_adjusted_once(tmp_path: Path) -> None:
         (["--run", "another"], []),
         (["--project", "another"], []),
         (["--run", listed[0]["run"]], [3, 1]),
-        (["--limit", "1", "--after", "1"], [2]),
+        (["--limit", "1", "--before", "3"], [2]),
         (["--since", "2020-01-01"], [3, 2, 1]),
     ):
         chosen = run_json(tmp_path, "billing", "entries", "--account", "ada", *arguments)["entries"]
         assert [one["id"] for one in chosen] == found, arguments
     shown = run(tmp_path, "billing", "entries", "--account", "ada", "--limit", "1").output.splitlines()
     assert shown[0].split() == ["entry", "booked", "kind", "what", "for", "project", "invoice", "USD"]
-    assert (shown[1].split()[0], shown[1].split()[-1], shown[2]) == ("3", "-0.0001", "more: --after 1")
+    assert (shown[1].split()[0], shown[1].split()[-1], shown[2]) == ("3", "-0.0001", "more: --before 3")
     assert "would outweigh" in run(tmp_path, "billing", "adjust", "1", "--amount=-9", "--reason", "x").output
 
 

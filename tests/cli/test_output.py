@@ -64,6 +64,11 @@ def test_what_is_no_terminal_has_a_line_per_row(capsys: pytest.CaptureFixture[st
     assert all(row[1].strip() in line for row, line in zip(rows, lines[1:], strict=True))
 
 
+def test_a_cell_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, [("a\tb", "first line\nsecond line", "1")])
+    assert lines[1:] == ["a b  first line second line       1"]
+
+
 def test_wide_letters_take_their_room(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = shown(capsys, [("模型", "a", "1"), ("mode", "b", "2")])

@@ -100,12 +100,13 @@ def test_what_waits_for_room_under_a_cap_is_told_wherever_one_looks(tmp_path: Pa
         rate_cards.add(tx, card, now=now - timedelta(days=1))
         budget = budgets.add(tx, run.account_id, Scope.RUN, run.id, cap=5, now=now)
         runs.note_refused(tx, run.id, 4, now=now)
-        budgets.note_refused(tx, budget, now=now)
+        budgets.note_refused(tx, budget, 9, now=now)
     # then
     assert command_json(tmp_path, "runs")["runs"][0]["waits_for"] == "room under a cap"
     assert command_json(tmp_path, "budgets", "list")["budgets"][0]["state"] == "refusing"
-    assert command_json(tmp_path, "status")["budgets_holding_back"] == [budget.id]
-    assert "work waits for room under 1 of the caps: piecework budgets list" in command(tmp_path, "status").output
+    assert command_json(tmp_path, "status")["budgets_without_room"] == [budget.id]
+    said = "caps that are spent or have no room for what is asked for: 1; piecework budgets list"
+    assert said in command(tmp_path, "status").output
     # when what it may cost is spent
     with storage.database.begin() as tx:
         bill(tx, run, make_operation(tx, run, 5), make_usage(tokens_trained=1), now=now)
@@ -119,7 +120,7 @@ def test_what_waits_for_room_under_a_cap_is_told_wherever_one_looks(tmp_path: Pa
         make_operation(tx, run, 4)
     # then
     assert command_json(tmp_path, "runs")["runs"][0]["waits_for"] is None
-    assert command_json(tmp_path, "status")["budgets_holding_back"] == []
+    assert command_json(tmp_path, "status")["budgets_without_room"] == []
 
 
 def test_costs_are_shown_run_by_run_in_a_terminal_of_80_columns(tmp_path: Path, run: Run, storage: Storage) -> None:

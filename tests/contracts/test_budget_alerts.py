@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -148,20 +148,20 @@ def test_a_budget_that_refuses_is_told_of_once_until_there_is_room_or_nobody_ask
         # When: asked for again and again
         for _ in range(200):
             now += timedelta(seconds=5)
-            budgets.note_refused(tx, budget, now=now)
+            budgets.note_refused(tx, budget, units(9), now=now)
         # Then
         assert told(tx) == [("refusing", None)]
         # When: nobody asks for a while
         now += timedelta(seconds=TOLD_AGAIN_S)
-        budgets.note_refused(tx, budget, now=now)
+        budgets.note_refused(tx, budget, units(9), now=now)
         assert told(tx) == [("refusing", None)] * 2
         # When: another cap, or money
         budgets.set_cap(tx, run.account_id, budget.id, units(5), now=now)
-        budgets.note_refused(tx, budget, now=now)
+        budgets.note_refused(tx, budget, units(9), now=now)
         assert told(tx) == [("refusing", None)] * 3
         whom = Dimensions(run.account_id, run_id=run.id)
         ledger.append_once(tx, NewEntry(EntryKind.CREDIT, "credit:1", whom, -units(2)), now=now)
-        budgets.note_refused(tx, budget, now=now)
+        budgets.note_refused(tx, budget, units(9), now=now)
         assert told(tx) == [("refusing", None)] * 4
 
 
@@ -171,18 +171,50 @@ def test_a_budget_that_is_spent_tells_of_its_pause_alone(database: Database, run
         budget = add(tx, run, 4, thresholds=[], period=Period.DAY)
         train(tx, run, 0, 5)
         # When: clients ask again and again
-        budgets.note_refused(tx, budget, now=NOW)
+        budgets.note_refused(tx, budget, units(9), now=NOW)
         # Then
         assert told(tx) == [("paused", None)]
         (listed,) = budgets.list_budgets(tx, [run.account_id], now=NOW)
         assert listed.state == State.PAUSED
-        # And: the next period has room
-        (listed,) = budgets.list_budgets(tx, [run.account_id], now=NOW + DAY)
-        assert listed.state == State.OPEN
         # And: one that was removed meanwhile tells nothing
         budgets.remove(tx, run.account_id, budget.id, now=NOW)
-        budgets.note_refused(tx, budget, now=NOW + DAY)
+        budgets.note_refused(tx, budget, units(9), now=NOW + DAY)
         assert told(tx) == [("paused", None), ("resumed", None)]
+
+
+def test_a_budget_that_refuses_says_so_in_every_period(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        # Given
+        midnight = (NOW + DAY).replace(hour=0, minute=0, second=0, microsecond=0)
+        budget = add(tx, run, 4, thresholds=[], period=Period.DAY)
+
+        def state(now: datetime) -> State:
+            (listed,) = budgets.list_budgets(tx, [run.account_id], now=now)
+            return listed.state
+
+        # When: a client asks all the while
+        for seconds in range(-60, 0, 5):
+            budgets.note_refused(tx, budget, units(9), now=midnight + timedelta(seconds=seconds))
+        assert state(midnight - timedelta(seconds=1)) == State.REFUSING
+        # Then: the new period has refused nothing yet
+        assert state(midnight + timedelta(seconds=1)) == State.OPEN
+        for seconds in range(2, 60, 5):
+            budgets.note_refused(tx, budget, units(9), now=midnight + timedelta(seconds=seconds))
+            assert state(midnight + timedelta(seconds=seconds)) == State.REFUSING
+        assert told(tx) == [("refusing", None)] * 2
+
+
+def test_a_refusal_that_comes_after_there_is_room_again_is_not_told(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        budget = add(tx, run, 4, thresholds=[])
+        budgets.set_cap(tx, run.account_id, budget.id, units(9), now=NOW)
+        budgets.note_refused(tx, budget, units(9), now=NOW)
+        assert told(tx) == []
+        # and: another cap that is no higher changes nothing
+        budgets.note_refused(tx, budget, units(10), now=NOW)
+        budgets.set_cap(tx, run.account_id, budget.id, units(8), now=NOW)
+        (listed,) = budgets.list_budgets(tx, [run.account_id], now=NOW)
+        assert (listed.state, told(tx)) == (State.REFUSING, [("refusing", None)])
 
 
 def test_a_soft_budget_pauses_nothing(database: Database, run: Run) -> None:

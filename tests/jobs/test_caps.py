@@ -1,10 +1,11 @@
 """What a cap has no room for is refused, with all that follows in its run, until there is room again."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from billing import budgets, money, rate_cards
 from billing.budgets import NOTED_AGAIN_S, REFUSING_S, Budget, Scope, State
@@ -240,6 +241,41 @@ def test_a_budget_says_that_it_refuses_while_something_is_asked_for(
     with database.begin() as tx:
         budgets.set_cap(tx, run.account_id, budget.id, money.to_units(Decimal(100)), now=database.now(tx))
     assert state(database, run) == State.OPEN
+
+
+def test_a_refusal_is_written_down_every_ten_seconds_at_most(
+    submitter: Submitter, database: Database, clock: FrozenClock, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: samples, of which many are asked for at once
+    with database.begin() as tx:
+        sampling = make_sampling_session(tx)
+    cap(database, run, 1)
+    begun, noted = clock.now(), []
+    note = budgets.note_refused
+
+    def note_and_count(tx: Connection, *arguments: Any, now: datetime) -> None:
+        note(tx, *arguments, now=now)
+        noted.append((now - begun).total_seconds())
+
+    monkeypatch.setattr(budgets, "note_refused", note_and_count)
+    # When
+    for _ in range(0, 2 * int(NOTED_AGAIN_S), 2):
+        for seq in range(3):
+            with pytest.raises(OverBudgetError):
+                submitter.sample(sampling, seq, make_sample_body(num_samples=2), num_samples=2)
+        clock.advance(2)
+    # Then
+    assert noted == [0, NOTED_AGAIN_S]
+
+
+def test_a_refusal_that_two_have_seen_is_written_down_once(database: Database, clock: FrozenClock, run: Run) -> None:
+    budget = cap(database, run, 1)
+    for seconds in (0, 1):
+        with database.begin() as tx:
+            budgets.note_refused(tx, budget, 2 * money.SCALE, now=clock.now() + timedelta(seconds=seconds))
+    with database.read() as tx:
+        (listed,) = budgets.list_budgets(tx, None, now=clock.now() + timedelta(seconds=1))
+    assert listed.refused_at == clock.now()
 
 
 def test_a_sample_over_the_cap_is_refused(submitter: Submitter, database: Database, run: Run) -> None:

@@ -332,7 +332,7 @@ REFUSALS = (
     Guard(
         "the state of a budget that refuses",
         "a script would wait for room, and whoever runs the service would not be told why",
-        (Change("jobs/submit.py", "budgets.note_refused(tx, budget, now=now)", "pass"),),
+        (Change("jobs/submit.py", "budgets.note_refused(tx, budget, error.units, now=now)", "pass"),),
         ("tests/jobs/test_caps.py::test_a_budget_says_that_it_refuses_while_something_is_asked_for",),
     ),
     Guard(
@@ -341,8 +341,8 @@ REFUSALS = (
         (
             Change(
                 "billing/budgets.py",
-                "and not before.was_refused_since(now - timedelta(seconds=TOLD_AGAIN_S)):",
-                "and not before.is_noted(now):",
+                "and not before.was_refused(now, TOLD_AGAIN_S):",
+                "and not before.was_refused(now, NOTED_AGAIN_S):",
             ),
         ),
         (f"{_ALERTS}::test_a_budget_that_refuses_is_told_of_once_until_there_is_room_or_nobody_asks",),
@@ -350,8 +350,26 @@ REFUSALS = (
     Guard(
         "refusals of a budget that is spent",
         "webhooks would be told that it has room, but too little",
-        (Change("billing/budgets.py", "if not before.at(now).is_exhausted and not before", "if not before"),),
+        (Change("billing/budgets.py", "if not current.is_exhausted and not before", "if not before"),),
         (f"{_ALERTS}::test_a_budget_that_is_spent_tells_of_its_pause_alone",),
+    ),
+    Guard(
+        "a look for room before a refusal is told of",
+        "webhooks would be told of a refusal after a top-up has ended it",
+        (Change("billing/budgets.py", "current.has_room_for(units) or before.was_refused", "before.was_refused"),),
+        (f"{_ALERTS}::test_a_refusal_that_comes_after_there_is_room_again_is_not_told",),
+    ),
+    Guard(
+        "a refusal that is written down",
+        "every 402 would write, however many a client asks for at once",
+        (
+            Change(
+                "jobs/submit.py",
+                "error.budget is None or error.budget.was_refused(now, budgets.NOTED_AGAIN_S)",
+                "error.budget is None",
+            ),
+        ),
+        ("tests/jobs/test_caps.py::test_a_refusal_is_written_down_every_ten_seconds_at_most",),
     ),
 )
 
