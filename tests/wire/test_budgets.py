@@ -176,6 +176,10 @@ def test_a_script_waits_much_longer_than_the_sdk_does_by_default(priced: Deploym
     with hurried_script(priced, "patient") as told:
         # when: by its own clock it has waited for six hours
         assert next(line for line in told if line["waited_s"] > 6 * HOUR_S).keys() == {"waited_s"}
+        # then: whoever runs the service is told, too
+        (budget,) = priced.command_json("budgets", "list", "--account", "patient")["budgets"]
+        assert budget["state"] == "refusing"
+        # when
         priced.command("billing", "topup", str(STEPS * TOKENS), "--account", "patient")
         *_, last = told
     # then
