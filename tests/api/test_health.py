@@ -14,7 +14,7 @@ from storage.errors import DatabaseUnavailableError, ObjectStoreUnavailableError
 from storage.open import Storage
 from tests.api.conftest import Account
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ KILLS = 20
 
 @pytest.mark.processes
 @pytest.mark.servers
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("setup", ["embedded", "deployed"])
 def test_nothing_is_lost_whatever_is_killed(setup: SetUp, tmp_path: Path) -> None:
     # given clients that train and sample, and twenty faults

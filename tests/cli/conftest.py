@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-WAIT_S = 60.0
+WAIT_S = 180.0
 LOOK_S = 0.02
 PIECEWORK = (sys.executable, "-P", "-m", "api.cli")
 

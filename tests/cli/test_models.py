@@ -194,7 +194,7 @@ def test_hub_that_cannot_be_reached_is_said_in_one_line(data_dir: Path) -> None:
     command = [sys.executable, "-P", "-c", offline, "models", "add", "acme/no-such-model", "--data-dir", str(data_dir)]
 
     # when
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
     # then
     assert refused.returncode == 1

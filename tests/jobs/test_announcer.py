@@ -20,7 +20,7 @@ from storage.errors import DatabaseUnavailableError
 from tests.factories import make_run
 from tests.servers import ValkeyServer
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Broker:

@@ -21,7 +21,7 @@ SETTINGS = JobsSettings(
     queued_bytes_max=1500,
     queued_training_factor=2,
 )
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Journal:

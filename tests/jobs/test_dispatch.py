@@ -15,7 +15,7 @@ from storage.clock import FrozenClock
 from storage.database import Database
 from tests.factories import make_run
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class SentMessages:

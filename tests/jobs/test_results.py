@@ -14,7 +14,7 @@ from storage.database import Database
 from tests.factories import complete, make_operation, make_run
 from tests.servers import ValkeyServer
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def nothing_finished(_: Sequence[str]) -> Sequence[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.thread_on_demand import ThreadOnDemand
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Desk:

@@ -14,7 +14,7 @@ import tinker
 
 from tests.promises.kit import PatientWire, billed
 from tests.servers import CephServer, PostgresServer, RabbitServer
-from tests.setups.deployment import Deployment
+from tests.setups.deployment import NO_SPARE, Deployment
 from tests.wire.conftest import TIMEOUT_S
 
 SHORT_LEASES = {"PIECEWORK_LEASE_S": "3", "PIECEWORK_SWEEP_S": "0.5"}
@@ -26,19 +26,23 @@ DISTURBED = {
 }
 """Loads `disturbed/sitecustomize.py` into a process."""
 POISON = str(Path(__file__).parents[1] / "setups" / "poison" / "sitecustomize.py")
+GAP_TIMEOUT_S = 1
+QUEUED_MAX = 3
+TRAINING_FACTOR = 2
+BODY_BYTES_MAX = 6000
 CONSUMER_TIMEOUT_S = 8
 """RabbitMQ's own default is half an hour; a task's slice is shorter than even this."""
 
 Connect = Callable[..., PatientWire]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file that says, while it is there, how often each message of the embedded service is sent."""
     return tmp_path_factory.mktemp("messages") / "copies"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, messages: Path) -> Iterator[Deployment]:
     """`piecework serve`, with short leases."""
     directory = tmp_path_factory.mktemp("embedded")
@@ -49,7 +53,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, message
     deployed.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def deployed(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_model: Path,
@@ -69,6 +73,23 @@ def deployed(
     deployed.close()
 
 
+@pytest.fixture(scope="package")
+def strict(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
+    """A service with low limits that closes gaps soon."""
+    settings = {
+        **SHORT_LEASES,
+        **NO_SPARE,
+        "PIECEWORK_GAP_TIMEOUT_S": str(GAP_TIMEOUT_S),
+        "PIECEWORK_QUEUED_MAX_PER_ACCOUNT": str(QUEUED_MAX),
+        "PIECEWORK_QUEUED_TRAINING_FACTOR": str(TRAINING_FACTOR),
+        "PIECEWORK_BODY_BYTES_MAX": str(BODY_BYTES_MAX),
+        "PIECEWORK_JSON_BYTES_MAX": str(BODY_BYTES_MAX),
+    }
+    deployed = Deployment(tmp_path_factory.mktemp("strict"), tiny_model, settings=settings)
+    yield deployed
+    deployed.close()
+
+
 @pytest.fixture
 def service(embedded: Deployment) -> Iterator[Deployment]:
     """The embedded service, healthy, and with no point armed."""
@@ -77,7 +98,7 @@ def service(embedded: Deployment) -> Iterator[Deployment]:
     embedded.disarm()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def undisturbed(embedded: Deployment) -> tuple[list[Any], list[list[tuple[Any, ...]]]]:
     """Results and amounts billed of the program, operation by operation, when nothing happens to it."""
     with _connecting() as connect:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.settings import JobsSettings
 from storage.failpoints import Point
-from tests.promises.conftest import SHORT_LEASES, Connect
+from tests.promises.conftest import GAP_TIMEOUT_S, Connect
 from tests.promises.kit import PROGRAM, PatientWire, batch, billed
-from tests.setups.deployment import NO_SPARE, Deployment
+from tests.setups.deployment import Deployment
 from tests.wire.messages import forward_backward
 
 pytestmark = pytest.mark.processes
@@ -80,18 +78,9 @@ def test_a_repetition_after_the_outcome_was_written_and_its_worker_killed_comput
 # --------------------------------------------------------------------------------------------------------------- gaps
 
 
-@pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
-    """A service that closes gaps soon."""
-    settings = {**SHORT_LEASES, **NO_SPARE, "PIECEWORK_GAP_TIMEOUT_S": "1"}
-    deployed = Deployment(tmp_path_factory.mktemp("impatient"), tiny_model, settings=settings)
-    yield deployed
-    deployed.close()
-
-
-def test_a_seq_that_never_arrives_is_closed_and_nothing_waits_for_ever(impatient: Deployment, connect: Connect) -> None:
+def test_a_seq_that_never_arrives_is_closed_and_nothing_waits_for_ever(strict: Deployment, connect: Connect) -> None:
     # given a run whose seq 1 is missing, while a step, a pass and another step wait behind it
-    wire = connect(impatient)
+    wire = connect(strict)
     run = wire.run()
     behind = [wire.submit_seq(run, seq) for seq in (2, 3, 4)]
 
@@ -100,7 +89,7 @@ def test_a_seq_that_never_arrives_is_closed_and_nothing_waits_for_ever(impatient
 
     # then its place holds an error that says so, and what was submitted without knowing of it fails or goes on
     closed = wire.failure(f"{run}:1")
-    assert "seq_id 1 did not arrive within 1 s" in closed["error"]
+    assert f"seq_id 1 did not arrive within {GAP_TIMEOUT_S} s" in closed["error"]
     assert "seq_id 1" in failed["error"]
     assert wire.result(behind[1])["metrics"]["loss:sum"] > 0
     assert wire.result(behind[2])["metrics"]["grad_norm"] > 0
@@ -108,7 +97,7 @@ def test_a_seq_that_never_arrives_is_closed_and_nothing_waits_for_ever(impatient
     # and the operation that comes too late is told the same, and changes nothing
     assert wire.submit_seq(run, 1) == f"{run}:1"
     assert wire.failure(f"{run}:1") == closed
-    assert [operation.attempts for operation in billed(impatient, run=run)[:2]] == [1, 0]
+    assert [operation.attempts for operation in billed(strict, run=run)[:2]] == [1, 0]
 
 
 def test_gaps_are_closed_after_ten_minutes_unless_set_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

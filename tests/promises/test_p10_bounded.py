@@ -3,54 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from storage.failpoints import Point
-from tests.promises.conftest import SHORT_LEASES, Connect
+from tests.promises.conftest import BODY_BYTES_MAX, QUEUED_MAX, TRAINING_FACTOR, Connect
 from tests.promises.kit import PatientWire, batch
 from tests.setups.deployment import Deployment
 from tests.wire.messages import forward_backward
 
 pytestmark = pytest.mark.processes
 
-QUEUED_MAX = 3
-TRAINING_FACTOR = 2
-BODY_BYTES_MAX = 6000
-
-
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
-    """A service with low limits."""
-    settings = {
-        **SHORT_LEASES,
-        "PIECEWORK_QUEUED_MAX_PER_ACCOUNT": str(QUEUED_MAX),
-        "PIECEWORK_QUEUED_TRAINING_FACTOR": str(TRAINING_FACTOR),
-        "PIECEWORK_BODY_BYTES_MAX": str(BODY_BYTES_MAX),
-        "PIECEWORK_JSON_BYTES_MAX": str(BODY_BYTES_MAX),
-    }
-    deployed = Deployment(tmp_path_factory.mktemp("narrow"), tiny_model, settings=settings)
-    yield deployed
-    deployed.close()
-
 
 @pytest.fixture
-def wire(narrow: Deployment, connect: Connect) -> Iterator[PatientWire]:
+def wire(strict: Deployment, connect: Connect) -> Iterator[PatientWire]:
     """A session on it."""
-    yield connect(narrow)
-    narrow.disarm()
+    yield connect(strict)
+    strict.disarm()
 
 
 def test_who_has_too_much_waiting_is_told_to_come_back_later_and_then_gets_everything(
-    narrow: Deployment, wire: PatientWire, connect: Connect
+    strict: Deployment, wire: PatientWire, connect: Connect
 ) -> None:
     # given a worker that stands still, and an account with as much waiting as it may have
     run, sampler = wire.run(), wire.sampler()
-    other = connect(narrow, narrow.create_account("other"))
-    narrow.arm(Point.TURN_BEGUN, "pause 3600")
+    other = connect(strict, strict.create_account("other"))
+    strict.arm(Point.TURN_BEGUN, "pause 3600")
     accepted = [wire.submit_seq(run, 1)]
-    narrow.fired(Point.TURN_BEGUN)
+    strict.fired(Point.TURN_BEGUN)
     accepted += [wire.sample(sampler, seq) for seq in range(QUEUED_MAX - 1)]
 
     # when it submits more samples, and more training than even training may have
@@ -71,7 +51,7 @@ def test_who_has_too_much_waiting_is_told_to_come_back_later_and_then_gets_every
     waiting_for_other = other.sample(other.sampler())
 
     # and once a worker works, all that was accepted completes, and what was refused is welcome
-    narrow.kill("worker")
+    strict.kill("worker")
     for request_id in accepted:
         wire.result(request_id)
     assert wire.result(wire.submit("asample", sample))["sequences"]

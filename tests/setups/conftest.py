@@ -13,7 +13,7 @@ from tests.setups.deployment import Deployment
 SETUPS = ("embedded", "postgresql-rabbitmq-s3", "postgresql-redis-s3")
 
 
-@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.processes) for name in SETUPS])
+@pytest.fixture(scope="package", params=[pytest.param(name, marks=pytest.mark.processes) for name in SETUPS])
 def deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
 ) -> Iterator[Deployment]:

@@ -26,7 +26,7 @@ def _lines(script: str, **environment: str) -> list[dict[str, Any]]:
         check=True,
         cwd=ROOT,
         env={**os.environ, **environment},
-        timeout=60,
+        timeout=180,
     )
     return [json.loads(line) for line in done.stderr.splitlines()]
 

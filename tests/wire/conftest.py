@@ -14,10 +14,10 @@ import tinker
 from tests.setups.deployment import MODEL, NO_SPARE, Deployment
 
 PROTOBUF = "application/x-protobuf"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
     """`piecework serve`, running."""
     deployed = Deployment(tmp_path_factory.mktemp("wire"), tiny_model, settings=NO_SPARE)

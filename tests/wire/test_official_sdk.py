@@ -251,7 +251,7 @@ class TestCommandLine:
         def run(*arguments: str) -> str:
             environment = os.environ | {"TINKER_BASE_URL": service.url, "TINKER_API_KEY": service.api_key}
             command = [sys.executable, "-m", "tinker.cli", *arguments]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout
 

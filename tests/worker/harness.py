@@ -34,7 +34,7 @@ from worker.train_turn import TrainTurn
 from worker.work_meter import WorkMeter
 
 MODEL = "tiny"
-WAIT_S = 60.0
+WAIT_S = 180.0
 
 
 class Service:

@@ -23,7 +23,7 @@ from worker.intake import RunIntake
 from worker.roster import Roster
 from worker.settings import WorkerSettings
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 SLICE_S = 0.05
 
 

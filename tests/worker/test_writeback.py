@@ -17,7 +17,7 @@ from worker.active_run import ActiveRun
 from worker.engine.run_state import StateCopy
 from worker.writeback import UPLOADS_AT_ONCE, WriteBack, write_snapshot
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 TAIL_MAX_S = 30.0
 
 
