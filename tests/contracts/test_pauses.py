@@ -101,25 +101,6 @@ def test_thousands_of_spent_caps_pause_what_they_cover_and_nothing_else(database
         tx.execute(insert(table), [{**alike, "scope_id": f"ended {number}"} for number in range(2_000)])
         assert waiting(tx, covered, other) == [(False,) * 4] * 2
         # When
-        budget = spend(tx, covered, scope)
-        # Then
-        assert waiting(tx, covered, other) == [(True,) * 4, (scope is Scope.ACCOUNT,) * 4]
-        # When
-        budgets.set_cap(tx, covered.run.account_id, budget.id, money.SCALE, now=NOW)
-        # Then
-        assert waiting(tx, covered, other) == [(False,) * 4] * 2
-
-
-def test_thousands_of_spent_caps_pause_what_they_cover_and_nothing_else(database: Database) -> None:
-    with database.begin() as tx:
-        # Given: runs that ended long ago, whose caps are still there
-        covered, other = Work.make(tx), Work.make(tx)
-        first = budgets.add(tx, covered.run.account_id, Scope.RUN, "ended", cap=0, now=NOW)
-        row = tx.execute(select(billing_tables.budget).where(billing_tables.budget.c.id == first.id)).one()._mapping
-        more = [{**row, "id": first.id + place, "scope_id": f"ended {place}"} for place in range(1, 2_000)]
-        tx.execute(insert(billing_tables.budget), more)
-        assert waiting(tx, covered, other) == [(False,) * 4] * 2
-        # When
         spend(tx, covered, Scope.RUN)
         # Then
         assert waiting(tx, covered, other) == [(True,) * 4, (False,) * 4]
