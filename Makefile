@@ -11,7 +11,6 @@ ARGS       ?=
 KILLS      ?= 40
 SEED       ?= 1
 SETUP      ?= embedded
-JOBS       ?= 2
 EXAMPLES   ?= 500
 
 .DEFAULT_GOAL := help
@@ -59,8 +58,8 @@ serve: install ## run the embedded service in .piecework; ARGS="--port 9000"
 
 # -------------------------------------------------------------------------------------------------------------- tests
 
-test: install test-servers ## run all tests, on real servers and processes too; JOBS=1 one folder after the other
-	@$(PYTEST) -n $(JOBS) --dist loadgroup $(ARGS)
+test: install test-servers ## run all tests, on real servers and processes too
+	@$(PYTEST) $(ARGS)
 
 test-fast: install ## run the tests that need neither servers nor processes
 	@$(PYTEST) -m "not servers and not processes" $(ARGS)

@@ -7,21 +7,10 @@ import pytest
 
 from tests.servers import CephServer, PostgresServer, RabbitServer, ValkeyServer
 
-HERE = Path(__file__).parent
-LONGEST = ("promises", "chaos", "wire", "contracts", "cli", "setups", "properties")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of ours."""
     parser.addoption("--object-store-url", help="run the object store's contract on this store instead of our own")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several folders run at once, each stays in one process with what it has started; the longest begin."""
-    folders = {item: item.path.relative_to(HERE).parts[0] for item in items}
-    for item, folder in folders.items():
-        item.add_marker(pytest.mark.xdist_group(folder))
-    items.sort(key=lambda item: LONGEST.index(folders[item]) if folders[item] in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

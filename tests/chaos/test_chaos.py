@@ -1,4 +1,4 @@
-"""Forty faults on real processes, and then every check."""
+"""Twenty faults on real processes, and then every check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.chaos import campaign
 from tests.chaos.campaign import Plan
 from tests.chaos.schedule import SetUp
 
-KILLS = 20
+KILLS = 10
 
 
 @pytest.mark.processes
@@ -18,7 +18,7 @@ KILLS = 20
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("setup", ["embedded", "deployed"])
 def test_nothing_is_lost_whatever_is_killed(setup: SetUp, tmp_path: Path) -> None:
-    # given clients that train and sample, and twenty faults
+    # given clients that train and sample, and ten faults
     plan = Plan(setup, seed=40, kills=KILLS)
 
     # when the faults have happened

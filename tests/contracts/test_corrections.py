@@ -60,7 +60,7 @@ def test_no_more_is_credited_than_is_left(database: Database) -> None:
         note = credit_notes.credit(tx, invoice, reason="a half", units=3 * money.SCALE // 2, now=NEXT)
         # Then: the first charge is taken back wholly, the second in part
         assert [entry.amount for entry in entries(tx, ENTRY.c.invoice_id == note.id)] == [Decimal(-1), Decimal("-0.5")]
-    with pytest.raises(InvoiceError, match=r"only 0\.5 is left"), database.begin() as tx:
+    with pytest.raises(InvoiceError, match=r"only 0\.50 USD of invoice 1 is left"), database.begin() as tx:
         credit_notes.credit(tx, invoice, reason="too much", units=money.SCALE, now=NEXT)
     with database.begin() as tx:
         # And: what is refused leaves nothing behind

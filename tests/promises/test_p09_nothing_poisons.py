@@ -16,7 +16,7 @@ from tests.wire.messages import datum, forward_backward
 pytestmark = pytest.mark.processes
 
 Undisturbed = tuple[list[Any], list[list[tuple[Any, ...]]]]
-NUM_KILLS = 5
+NUM_KILLS = 4
 OUTSIDE = [datum([5, VOCAB_SIZE, 6])]
 
 
