@@ -46,7 +46,7 @@ def create(name: str, as_json: bool, data_dir: Path) -> None:
 @data_dir_option
 def list_(as_json: bool, data_dir: Path) -> None:
     """Show all accounts."""
-    with opened(data_dir) as storage, storage.database.read() as tx:
+    with opened(data_dir, create=True) as storage, storage.database.read() as tx:
         rows: list[dict[str, Any]] = [
             {
                 "id": account.id,

@@ -66,7 +66,7 @@ def add(model: str, name: str | None, dtype: str | None, as_json: bool, data_dir
 @data_dir_option
 def list_(as_json: bool, data_dir: Path) -> None:
     """Show the base models that are served."""
-    with opened(data_dir) as storage, storage.database.read() as tx:
+    with opened(data_dir, create=True) as storage, storage.database.read() as tx:
         served = base_models.list_base_models(tx)
     if as_json:
         print_json({"base_models": [_as_json(model) for model in served]})

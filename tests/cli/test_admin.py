@@ -117,10 +117,16 @@ def test_cost_of_nothing_is_nothing(tmp_path: Path) -> None:
 def test_doctor_makes_no_database_that_other_commands_would_take_for_the_services(tmp_path: Path) -> None:
     run(tmp_path, "doctor")
     assert not list(tmp_path.glob("*.db"))
-    assert run(tmp_path, "accounts", "list").exit_code == 1
+    assert run(tmp_path, "runs").exit_code == 1
 
 
-@pytest.mark.parametrize("command", [["cost"], ["runs"], ["status"], ["accounts", "list"], ["billing", "verify"]])
+@pytest.mark.parametrize("what", ["accounts", "models"])
+def test_what_is_set_up_first_can_be_listed_before_there_is_anything(tmp_path: Path, what: str) -> None:
+    (listed,) = run_json(tmp_path / "new", what, "list").values()
+    assert listed == []
+
+
+@pytest.mark.parametrize("command", [["cost"], ["runs"], ["status"], ["budgets", "list"], ["billing", "verify"]])
 def test_a_directory_without_a_service_is_told_of_and_left_alone(tmp_path: Path, command: list[str]) -> None:
     # when
     refused = run(tmp_path / "wrong", *command)
