@@ -222,9 +222,8 @@ def set_cap(tx: Connection, account_id: str, budget_id: int, cap: int, *, now: d
     budget = replace(before, cap=cap, refused_at=None if cap > before.cap else before.refused_at)
     percent = _percent(budget)
     budget = replace(budget, told_percent=max((one for one in budget.thresholds if one <= percent), default=0))
-    tx.execute(update(_table).where(_table.c.id == budget_id).values(cap=cap))
-    if cap > before.cap:
-        _forget_refusals(tx, budget_id)
+    values = {"cap": cap} if cap <= before.cap else {"cap": cap, "refused_at": None}
+    tx.execute(update(_table).where(_table.c.id == budget_id).values(**values))
     _tell_of_pause(tx, before, budget, now)
     _write(tx, budget)
     return budget
@@ -293,8 +292,8 @@ def book(
             after = _told(tx, replace(budget, spent=budget.spent + sum(counted), held=held), now)
             _tell_of_pause(tx, budget, after, now)
             _write(tx, after)
-            if sum(counted) < 0:
-                _forget_refusals(tx, budget.id)
+            if sum(counted) < 0:  # there is more room than when something was refused
+                tx.execute(update(_table).where(_table.c.id == budget.id).values(refused_at=None))
 
 
 def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: int) -> None:
@@ -345,11 +344,6 @@ def _release(tx: Connection, operation_ids: Sequence[int]) -> Mapping[int, int]:
         for budget_id, units in tx.execute(gone):
             held[budget_id] = held.get(budget_id, 0) + units
     return held
-
-
-def _forget_refusals(tx: Connection, budget_id: int) -> None:
-    """There is more room than there was when something was refused."""
-    tx.execute(update(_table).where(_table.c.id == budget_id).values(refused_at=None))
 
 
 def _write(tx: Connection, budget: Budget) -> None:

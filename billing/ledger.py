@@ -114,12 +114,19 @@ def append_missing(tx: Connection, entries: Sequence[NewEntry], *, now: datetime
 
 
 def get(tx: Connection, source: str) -> Entry:
-    """The entry for a source that has one."""
-    return entry_of(tx.execute(select(_table).where(_table.c.source == source)).one()._mapping)
+    """The entry for this source.
+
+    Raises:
+        RowNotFoundError: it has none.
+    """
+    found = find(tx, source)
+    if found is None:
+        raise RowNotFoundError("ledger entry for", source)
+    return found
 
 
 def find(tx: Connection, source: str) -> Entry | None:
-    """The entry for this source."""
+    """The entry for this source, if it has one."""
     row = tx.execute(select(_table).where(_table.c.source == source)).one_or_none()
     return None if row is None else entry_of(row._mapping)
 

@@ -37,9 +37,9 @@ def adjust(*, entry_id: int, amount: str, reason: str, reference: str | None, as
         except (InvoiceError, AmountError) as error:
             raise CliError(str(error)) from error
         booked = ledger.get(tx, adjustment.source)
-        amount = money.in_coins(booked.amount, rate_cards.currency(tx))
+        added = money.in_coins(booked.amount, rate_cards.currency(tx))
     if as_json:
         print_json({"entry": entry_id, "adjustment": booked.id, "new": new})
     else:
         told = "booked" if new else "was booked already"
-        click.echo(f"{told}: entry {booked.id}, {amount} on entry {entry_id}")
+        click.echo(f"{told}: entry {booked.id}, {added} on entry {entry_id}")

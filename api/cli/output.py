@@ -18,7 +18,7 @@ from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
 FOLDED_MIN = 20
-"""A column that may be broken over lines is never narrower than this, or than its widest cell."""
+"""A column that may be broken over lines is no narrower than this, unless its widest cell is."""
 
 _GAP = "  "
 _ENDLESS = 100_000

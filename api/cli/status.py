@@ -33,7 +33,7 @@ def status(as_json: bool, data_dir: Path) -> None:
         since = storage.database.now(tx) - timedelta(seconds=WORKER_SILENT_S)
         living = workers.list_workers(tx, seen_after=since)
         alarms = workers.count_alarms(tx)
-        spent = [one for one in budgets.list_budgets(tx, None, now=storage.database.now(tx)) if one.lacks_room]
+        without_room = [one for one in budgets.list_budgets(tx, None, now=storage.database.now(tx)) if one.lacks_room]
     if as_json:
         rows = [{"role": one.role, "pid": one.pid} for one in processes]
         print_json(
@@ -43,7 +43,7 @@ def status(as_json: bool, data_dir: Path) -> None:
                 "base_models": models,
                 "workers": [_row(worker) for worker in living],
                 "alarms": asdict(alarms),
-                "budgets_without_room": [budget.id for budget in spent],
+                "budgets_without_room": [budget.id for budget in without_room],
             }
         )
         return
@@ -61,8 +61,10 @@ def status(as_json: bool, data_dir: Path) -> None:
     if alarms.damaged_snapshots:
         click.echo(f"ALARM: {alarms.damaged_snapshots} snapshots were damaged; see the log, and check the object store")
     click.echo(f"queued operations: {queue_depth}")
-    if spent:
-        click.echo(f"caps that are spent or have no room for what is asked for: {len(spent)}; piecework budgets list")
+    if without_room:
+        click.echo(
+            f"caps that are spent or have no room for what is asked for: {len(without_room)}; piecework budgets list"
+        )
     click.echo(f"base models: {', '.join(models) or 'none; piecework models add starter'}")
 
 
