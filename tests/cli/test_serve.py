@@ -52,9 +52,10 @@ def test_status_names_every_process(service: Service) -> None:
     # then every role has a process that lives
     assert {one["role"] for one in status["processes"]} == ROLES
     assert all(is_alive(one["pid"]) for one in status["processes"])
-    assert set(status) == {"processes", "queue_depth", "base_models", "workers", "alarms"}
+    assert set(status) == {"processes", "queue_depth", "base_models", "workers", "budgets_without_room", "alarms"}
     assert status["queue_depth"] == 0
     assert status["base_models"] == []
+    assert status["budgets_without_room"] == []
 
 
 def test_second_service_on_the_same_data_directory_is_refused(service: Service) -> None:
