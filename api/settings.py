@@ -34,10 +34,10 @@ class SupervisorSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PIECEWORK_", extra="ignore")
 
-    spare_worker: bool = Field(
+    forkserver: bool = Field(
         True,
-        description="beside each worker a second process waits, loaded, and takes its place in a second when it dies; "
-        "it costs about 0.4 GB of memory, and none of the device",
+        description="a process that has everything loaded makes the workers, so that one that dies is replaced at once "
+        "(Linux); false: each loads by itself, which takes seconds",
     )
     supervise_worker: bool = Field(
         True, description="`piecework worker` restarts its worker; false: it becomes the worker process itself"

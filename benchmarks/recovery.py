@@ -1,6 +1,6 @@
 """Recovery: SIGKILL to the worker of a real service at random moments, until the next operation is completed.
 
-A client trains without a pause, several steps pipelined. Deaths with a warm spare and deaths without one (the spare is
+A client trains without a pause, several steps pipelined. Deaths beside a fork server and deaths without one (it is
 killed just before) come in turns, so that both see the same machine. Times are those of log lines, and of the first
 usage record by another worker.
 """
@@ -37,13 +37,13 @@ from benchmarks.gpu.arguments import SIZES
 from storage import billing_tables, tables
 from tests.chaos.servers import Servers
 from tests.setups.deployment import MODEL, Deployment, find_name
+from worker.forkserver import FORKSERVER_NAME
 from worker.starter.make import ensure_starter_model
-from worker.waiting import SPARE_NAME
 
 PATIENCE_S = 600.0
 LOOK_S = 0.02
 NUM_PIPELINED = 4
-WARM, COLD = "warm spare", "cold start"
+WARM, COLD = "forked", "cold start"
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,14 @@ class Client(threading.Thread):
 def recover(deployment: Deployment, client: Client, *, warm: bool, after_s: float) -> Recovery:
     """Kill the worker once, some time after everything has settled, and wait until work goes on."""
     (pid,) = deployment.pids("worker")
-    _wait(lambda: _loaded_spares(deployment, pid), "a loaded spare", deployment)
+    _wait(lambda: _forkserver(deployment, pid), "a fork server that has loaded", deployment)
     settled = client.num_steps
     _wait(lambda: client.num_steps > settled, "progress", deployment)
     time.sleep(after_s)
     if not warm:
-        _end_spares(deployment, pid)
+        server = _forkserver(deployment, pid)
+        assert server is not None
+        server.kill()
     load = OthersLoad()
     killed_at = time.time()
     os.kill(pid, signal.SIGKILL)
@@ -192,20 +194,11 @@ def _worker_id(deployment: Deployment, pid: int) -> str:
         return str(tx.execute(newest).scalar_one())
 
 
-def _spares(pid: int) -> list[psutil.Process]:
-    """The spares beside a worker."""
-    return [one for one in psutil.Process(pid).parent().children() if find_name(one) == SPARE_NAME]
-
-
-def _loaded_spares(deployment: Deployment, pid: int) -> list[psutil.Process]:
-    loaded = {event["pid"] for event in deployment.events("spare_loaded")}
-    return [one for one in _spares(pid) if one.pid in loaded]
-
-
-def _end_spares(deployment: Deployment, pid: int) -> None:
-    for spare in _spares(pid):
-        spare.kill()
-        _wait(lambda spare=spare: not spare.is_running(), "the spare is gone", deployment)  # type: ignore[misc]
+def _forkserver(deployment: Deployment, pid: int) -> psutil.Process | None:
+    """The one beside a worker, once it has loaded."""
+    ready = {event["pid"] for event in deployment.events("child_ready", child="forkserver")}
+    siblings = psutil.Process(pid).parent().children()
+    return next((one for one in siblings if find_name(one) == FORKSERVER_NAME and one.pid in ready), None)
 
 
 def _at(event: Mapping[str, Any]) -> float:
@@ -244,7 +237,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", choices=("embedded", "rabbitmq", "valkey"), default="embedded", help="or the broker")
     parser.add_argument("--model", choices=("starter", *SIZES), default="starter", help="or a random one of a size")
-    parser.add_argument("--kills", type=int, default=20, help="half of them with a warm spare")
+    parser.add_argument("--kills", type=int, default=20, help="half of them beside a fork server")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--pause-max-s", type=float, default=3.0, help="longest time from being settled to the kill")
     parser.add_argument("--rank", type=int, default=16, help="of the adapter")

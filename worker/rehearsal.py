@@ -1,17 +1,16 @@
 """What a worker does before its first operation, done on nothing: what is loaded on the way stays loaded.
 
-A spare does this while it waits. It reaches no server, writes nothing, and computes on the CPU alone: a spare must not
-take a device's memory from the worker whose place it is to take.
+A fork server does this before it makes workers of itself. It reaches no server, writes nothing and computes nothing.
 """
 
 from __future__ import annotations
 
+import torch
 from kombu import Connection
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from jobs.app import make_app
 from jobs.settings import JobsSettings
-from worker.engine.base_model import BaseModel
 from worker.process import make_consumer
 from worker.settings import WorkerSettings
 
@@ -29,9 +28,10 @@ TINY = {
 
 
 def rehearse() -> None:
-    """Join what a worker is made of, as far as nobody notices, and a base model of a few parameters."""
+    """Join what a worker is made of, as far as nobody notices, and a base model of shapes alone."""
     settings = JobsSettings()
     with make_app(settings) as app, Connection(settings.resolved_broker_url()) as connection:
         make_consumer(app, WorkerSettings(), "rehearsal")
         connection.transport  # noqa: B018 (loads the broker's library)
-    BaseModel(AutoModelForCausalLM.from_config(Qwen3Config(**TINY), attn_implementation="sdpa"), name="rehearsal")
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(Qwen3Config(**TINY), attn_implementation="sdpa")

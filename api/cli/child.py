@@ -1,21 +1,22 @@
-"""One place among the supervised processes: who fills it, who waits to fill it next, and when."""
+"""One place among the supervised processes: who fills it, and when the next one may."""
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from api.cli.child_log import ChildLog
-from api.cli.process import Process
+from api.cli.process import ForkError, Process, Start, program
 
 NEVER = float("inf")
 SETTLED_S = 5.0
 """A process that lived this long is no longer said to die quickly."""
 BACKOFF_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Wait before the restart after the n-th quick death in a row."""
-SPARE_BACKOFF_S = (0.5, 1.0, 5.0, 15.0, 60.0)
-"""Wait before the restart after the n-th spare in a row that died before it was loaded: each costs much computing."""
+COSTLY_BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 60.0)
+"""The same for a process whose start costs much computing, and without which all goes on."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class ChildSpec:
         argv: program and arguments.
         make_environment: variables of one start, on top of the supervisor's own.
         is_ready: asked until it says yes; children after this one in the list wait for that. None: ready at once.
-        on_begun: told whenever a process of it has said that it is ready; needs `waits`.
+        on_begun: told whenever a process of it has said that it is ready; needs `speaks`.
         on_death: told of a death, once the next process has begun, and of an end by force when stopping.
         on_quick_death: told how many times in a row the process died soon after its start.
-        waits: the program begins only when told (`process.py`).
-        spare: whether another one, loaded, is to wait beside the running one; needs `waits`.
-        must_start: an end before it was ever ready ends the supervisor with its code; needs `waits`.
+        speaks: the program says over its standard input, a socket, when it is ready (`process.py`).
+        forked: made by the fork server of the supervisor, where there is one that is not broken; needs `speaks`.
+        must_start: an end before it was ever ready ends the supervisor with its code; needs `speaks`.
+        backoff_s: wait before the restart after the n-th quick death in a row.
+        unfit: exit code of a program that must not be started again.
     """
 
     role: str
@@ -59,65 +62,65 @@ class ChildSpec:
     on_begun: Callable[[], None] | None = None
     on_death: Callable[[Death], None] | None = None
     on_quick_death: Callable[[int], None] | None = None
-    waits: bool = False
-    spare: bool = False
+    speaks: bool = False
+    forked: bool = False
     must_start: bool = False
+    backoff_s: tuple[float, ...] = BACKOFF_S
+    unfit: int | None = None
 
 
 class Child:
-    """The current process of a spec, or the wait for the next; and its spare.
+    """The current process of a spec, or the wait for the next.
 
     Attributes:
         log: takes the output; None leaves it to go where the supervisor's goes.
-        start_at, spare_at: monotonic times from which the process, or the spare, may be started.
+        start_at: monotonic time from which the process may be started.
         code: return code of the latest process that ended.
         ever_ready: whether one of its processes has said that it is ready.
+        broken: whether the latest process that ended never said so, and none has since.
     """
 
     def __init__(self, spec: ChildSpec, log: ChildLog | None) -> None:
         self.spec = spec
         self.log = log
         self.process: Process | None = None
-        self.spare: Process | None = None
         self.ready = False
         self.ever_ready = False
+        self.broken = False
         self.start_at = 0.0
-        self.spare_at = NEVER
         self.code: int | None = None
         self.num_quick_deaths = 0
-        self._num_unloaded = 0
 
     @property
     def pid(self) -> int | None:
         """Of the running process."""
         return self.process.pid if self.process else None
 
-    @property
-    def processes(self) -> list[Process]:
-        """The running one and the spare, as far as there are such."""
-        return [process for process in (self.process, self.spare) if process is not None]
+    def start(self, forkserver: Process | None) -> bool:
+        """Start the process; whether the fork server made it.
 
-    def start(self) -> Process:
-        """Have the spare begin; start a process where there is none. The next spare waits until this one is ready."""
+        Args:
+            forkserver: that is to make it. One that does not is killed.
+        """
         if self.log is not None:
             self.log.tail.clear()
-        self.process, self.spare, self.spare_at = self.spare or self._launch(), None, NEVER
-        self.process.begin()
         self.ready = self.spec.is_ready is None
-        return self.process
-
-    def start_spare(self) -> Process:
-        """Start the process that waits for this one's death."""
-        self.spare, self.spare_at = self._launch(), NEVER
-        return self.spare
+        if forkserver is not None:
+            try:
+                self.process = self._launch(forkserver.fork)
+                self.process.begin()
+                return True
+            except ForkError:
+                forkserver.send(signal.SIGKILL)
+        self.process = self._launch(program(self.spec.argv))
+        return False
 
     def listen(self, process: Process) -> bool:
         """Take in what a process says of itself; False when it will say nothing more."""
         was_ready = process.ready
         hears_more = process.listen()
         if process.ready and not was_ready:
-            self.ever_ready = True
-            self.spare_at = time.monotonic() if self.spec.spare else NEVER
+            self.ever_ready, self.broken = True, False
             if self.spec.on_begun is not None:
                 self.spec.on_begun()
         return hears_more
@@ -140,33 +143,25 @@ class Child:
         """Note that the process is over: its code, and when the next one may begin."""
         assert self.process is not None
         self.code = self.process.find_code()
-        quick = time.monotonic() - self.process.begun_at < SETTLED_S
+        self.broken = self.spec.speaks and not self.process.ready
+        quick = time.monotonic() - self.process.begun_at < SETTLED_S or self.broken
         self.num_quick_deaths = self.num_quick_deaths + 1 if quick else 0
-        self.start_at = time.monotonic() + _wait_s(BACKOFF_S, self.num_quick_deaths)
-        self._close(self.process)
+        self.start_at = time.monotonic() + _wait_s(self.spec.backoff_s, self.num_quick_deaths)
+        if self.code == self.spec.unfit:
+            self.start_at = NEVER
+        while self.log is not None and (data := self.process.read()):
+            self.log.write(data)
+        self.process.close()
         self.process, self.ready = None, False
 
-    def reap_spare(self) -> None:
-        """Note that the spare is over, and when the next one may be started."""
-        assert self.spare is not None
-        self._num_unloaded = 0 if self.spare.loaded else self._num_unloaded + 1
-        self.spare_at = time.monotonic() + _wait_s(SPARE_BACKOFF_S, self._num_unloaded)
-        self._close(self.spare)
-        self.spare = None
-
     def send(self, signal_number: int) -> None:
-        """Send a signal to the process and its spare, if they run."""
-        for process in self.processes:
-            process.send(signal_number)
+        """Send a signal to the process, if it runs."""
+        if self.process is not None:
+            self.process.send(signal_number)
 
-    def _launch(self) -> Process:
+    def _launch(self, start: Start) -> Process:
         environment = dict(self.spec.make_environment())
-        return Process(self.spec.argv, environment, captured=self.log is not None, waits=self.spec.waits)
-
-    def _close(self, process: Process) -> None:
-        while self.log is not None and (data := process.read()):
-            self.log.write(data)
-        process.close()
+        return Process(start, environment, captured=self.log is not None, speaks=self.spec.speaks)
 
 
 def _wait_s(waits: tuple[float, ...], num_quick: int) -> float:

@@ -45,7 +45,7 @@ def worker(
     if settings.supervise_worker if supervise is None else supervise:
         from api.cli.supervised import supervise_worker
 
-        sys.exit(supervise_worker(data_dir, variables, worker_name=worker_id or "", spare=settings.spare_worker))
+        sys.exit(supervise_worker(data_dir, variables, worker_name=worker_id or "", forkserver=settings.forkserver))
     _become("worker", variables | _variables(data_dir, PIECEWORK_WORKER_ID=worker_id))
 
 

@@ -1,4 +1,4 @@
-"""One started process: its output, its end, and the line over which one that waits is told to begin.
+"""One started process: its output, its end, and the line over which it says that it is ready.
 
 What always holds: it dies with the supervisor (on Linux also when that is killed), has its own process group, so that
 Ctrl-C reaches the supervisor alone, and captured output is drained, so that it never blocks on a full pipe.
@@ -8,112 +8,216 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 BEGIN = b"begin\n"
-LOADED, READY = "loaded", "ready"
-"""What a process that waits for its turn says: it could begin; it has begun and takes work."""
+READY, FORKED = b"ready", b"forked "
+"""What a process says over its line: it takes work; a fork server has made a process, whose number follows."""
+FORK_S = 5.0
+"""A fork server that has not answered by then is stopped or lost: a fork takes hundredths of a second."""
 
 # Looked up once: between fork and exec another thread may hold the loader's lock for good.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+CAN_ADOPT = _prctl is not None
+"""Whether a process made by a fork server can become our own child."""
 
 
-class Process:
-    """A running program.
+class ForkError(Exception):
+    """A fork server has made no process."""
 
-    Args:
-        argv: program and arguments.
-        environment: variables on top of the supervisor's own.
-        captured: whether `read` is to have its output; else it goes where the supervisor's goes.
-        waits: whether it begins only when told, over a socket that is its standard input; the socket's end is also its
-            own, where the kernel does not see to that.
 
-    Attributes:
-        begun_at: monotonic time at which it was started, or told to begin.
-        loaded, ready: what it has said of itself; False for ever in a process that does not wait.
-    """
-
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], *, captured: bool, waits: bool) -> None:
-        self.environment = environment
-        self.begun_at = time.monotonic()
-        self.loaded = self.ready = False
-        self.line: socket.socket | None = None
-        theirs: socket.socket | None = None
-        if waits:
-            self.line, theirs = socket.socketpair()
-        self._words = b""
-        self._popen = subprocess.Popen(
-            argv,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL if theirs is None else theirs.fileno(),
-            stdout=subprocess.PIPE if captured else None,
-            stderr=subprocess.STDOUT if captured else None,
-            start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 (the function only makes two system calls)
-        )
-        self.output = self._popen.stdout
-        if theirs is not None:
-            theirs.close()
-        for end in (self.output, self.line):
-            if end is not None:
-                os.set_blocking(end.fileno(), False)
+class Handle(Protocol):
+    """A child of ours, as `subprocess.Popen` has it."""
 
     @property
     def pid(self) -> int:
         """Its number."""
-        return self._popen.pid
+
+    def poll(self) -> int | None:
+        """The return code, negative for a signal; None while it runs."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal, if it runs."""
+
+
+Start = Callable[[Mapping[str, str], socket.socket | None, int | None], Handle]
+"""Starts a process with these variables on top of the supervisor's own, its end of the line as standard input, and
+what takes its output, if that is captured."""
+
+
+class Process:
+    """A running process.
+
+    Args:
+        start: `program` or `Process.fork`.
+        environment: variables on top of the supervisor's own.
+        captured: whether `read` is to have its output; else it goes where the supervisor's goes.
+        speaks: whether it says over a socket, which is its standard input, when it is ready.
+
+    Attributes:
+        begun_at: monotonic time at which it was started.
+        ready: whether it has said so; False for ever in a process that does not speak.
+
+    Raises:
+        ForkError: the fork server has made none.
+    """
+
+    def __init__(self, start: Start, environment: Mapping[str, str], *, captured: bool, speaks: bool) -> None:
+        self.environment = environment
+        self.begun_at = time.monotonic()
+        self.ready = False
+        self._words = b""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            line = output = None
+            self.line: socket.socket | None = None
+            self.output: int | None = None
+            if speaks:
+                self.line, line = _socket_pair(ours, theirs)
+            if captured:
+                self.output, output = _pipe(ours, theirs)
+            self._handle = start(environment, line, output)
+            self._ours = ours.pop_all()
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._handle.pid
 
     def begin(self) -> None:
-        """Tell a process that waits to begin. One that has died meanwhile is noticed as any dead one."""
-        self.begun_at = time.monotonic()
-        if self.line is not None:
-            with contextlib.suppress(OSError):
-                self.line.sendall(BEGIN)
+        """Tell a forked process that it is wanted: one that is not told ends with its line."""
+        assert self.line is not None
+        with contextlib.suppress(OSError):  # one that has died meanwhile is noticed as any dead one
+            self.line.send(BEGIN)
 
     def listen(self) -> bool:
-        """Take in what a process that waits says of itself; False when it has closed the line."""
+        """Take in what it says of itself; False when it has closed the line."""
+        return self._hear() is not None
+
+    def fork(self, environment: Mapping[str, str], line: socket.socket | None, output: int | None) -> Handle:
+        """Have a fork server that is ready make a process, which becomes our own child.
+
+        Raises:
+            ForkError: it has not; what it may have made is gone with its line.
+        """
         assert self.line is not None
+        assert line is not None
+        fds = [line.fileno(), *([] if output is None else [output])]
+        deadline = time.monotonic() + FORK_S
+        try:
+            socket.send_fds(self.line, [json.dumps(dict(environment)).encode() + b"\n"], fds)
+        except OSError as error:
+            raise ForkError(f"the fork server takes no requests: {error}") from error
+        while (wait_s := deadline - time.monotonic()) > 0:
+            if not select.select([self.line], [], [], wait_s)[0]:
+                break
+            words = self._hear()
+            if words is None:
+                raise ForkError("the fork server has ended")
+            for word in words:
+                if word.startswith(FORKED):
+                    return _Adopted(int(word.removeprefix(FORKED)))
+        raise ForkError(f"the fork server has not answered within {FORK_S:.0f} s")
+
+    def read(self) -> bytes | None:
+        """What lies in the output's pipe: empty at its end, None where nothing has come yet."""
+        assert self.output is not None
+        try:
+            return os.read(self.output, 1 << 16)
+        except BlockingIOError:
+            return None
+
+    def find_code(self) -> int | None:
+        """The return code, negative for a signal; None while it runs."""
+        return self._handle.poll()
+
+    def send(self, signal_number: int) -> None:
+        """Send a signal, if it runs."""
+        if self.find_code() is None:
+            self._handle.send_signal(signal_number)
+
+    def close(self) -> None:
+        """Let go of what is left of a process that is over."""
+        self._ours.close()
+
+    def _hear(self) -> Sequence[bytes] | None:
+        """The words that have come; None when the line is closed."""
+        assert self.line is not None
+        words: Sequence[bytes] = []
         with contextlib.suppress(BlockingIOError):
             try:
                 said = self.line.recv(256)
             except ConnectionError:
                 said = b""
             if not said:
-                return False
+                return None
             *words, self._words = (self._words + said).split(b"\n")
-            self.loaded |= LOADED.encode() in words
-            self.ready |= READY.encode() in words
-        return True
+            self.ready |= READY in words
+        return words
 
-    def read(self) -> bytes | None:
-        """What lies in the output's pipe: empty at its end, None where nothing has come yet."""
-        assert self.output is not None
-        try:
-            return os.read(self.output.fileno(), 1 << 16)
-        except BlockingIOError:
-            return None
 
-    def find_code(self) -> int | None:
-        """The return code, negative for a signal; None while it runs."""
-        return self._popen.poll()
+def program(argv: Sequence[str]) -> Start:
+    """Start a process as a program of its own."""
 
-    def send(self, signal_number: int) -> None:
-        """Send a signal, if it runs."""
-        if self.find_code() is None:
-            self._popen.send_signal(signal_number)
+    def start(environment: Mapping[str, str], line: socket.socket | None, output: int | None) -> Handle:
+        return subprocess.Popen(
+            argv,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL if line is None else line.fileno(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 (the function only makes two system calls)
+        )
 
-    def close(self) -> None:
-        """Let go of what is left of a process that is over."""
-        for end in (self.output, self.line):
-            if end is not None:
-                end.close()
+    return start
+
+
+def adopt_orphans() -> None:
+    """Become the parent of all descendants that lose theirs; until then a fork server's processes are not ours."""
+    if _prctl is not None:
+        _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class _Adopted:
+    """A child that somebody else has started, and left to us."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def send_signal(self, sig: int) -> None:
+        os.kill(self.pid, sig)
+
+
+def _socket_pair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    line, other = socket.socketpair()
+    line.setblocking(False)
+    return ours.enter_context(line), theirs.enter_context(other)
+
+
+def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    ours.callback(os.close, read_end)
+    theirs.callback(os.close, write_end)
+    return read_end, write_end
 
 
 def _die_with(parent_pid: int) -> Callable[[], None]:

@@ -22,7 +22,7 @@ from api.cli.errors import CliError
 from api.cli.options import data_dir_option
 from api.cli.parts import python
 from api.cli.supervisor import Running, Supervisor
-from api.cli.worker_child import DeadWorkers, worker_child
+from api.cli.worker_child import DeadWorkers, forkserver_children, worker_child
 from api.settings import ApiSettings, SupervisorSettings
 from jobs.settings import JobsSettings
 from storage.settings import StorageSettings
@@ -97,9 +97,10 @@ def _specs(
     specs.append(
         ChildSpec("api", "api", python("api"), lambda: api, is_ready=lambda: _is_healthy(_reachable(host), port))
     )
+    specs += forkserver_children(common, wanted=SupervisorSettings().forkserver)
     for number, device in enumerate(devices or ("",)):
         variables = {**common, **({"PIECEWORK_DEVICE": device} if device else {})}
-        specs.append(worker_child(f"worker-{number}", variables, dead_workers, spare=SupervisorSettings().spare_worker))
+        specs.append(worker_child(f"worker-{number}", variables, dead_workers))
     specs.append(ChildSpec("scheduler", "scheduler", python("jobs.scheduler"), lambda: common))
     return specs
 

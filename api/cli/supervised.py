@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from api.cli.supervisor import Supervisor
-from api.cli.worker_child import DeadWorkers, worker_child
+from api.cli.worker_child import DeadWorkers, forkserver_children, worker_child
 from storage.settings import StorageSettings
 from storage.telemetry import set_up_logging
 
@@ -22,7 +22,7 @@ NO_LIMIT = float("inf")
 SIGNAL_STATUS = 128
 
 
-def supervise_worker(data_dir: Path, variables: Mapping[str, str], *, worker_name: str, spare: bool) -> int:
+def supervise_worker(data_dir: Path, variables: Mapping[str, str], *, worker_name: str, forkserver: bool) -> int:
     """Run a worker until SIGTERM, SIGINT or SIGHUP; returns the exit status to end with.
 
     A stopping worker gets as long as it likes: whoever sent the signal decides when to send SIGKILL, which ends the
@@ -30,11 +30,12 @@ def supervise_worker(data_dir: Path, variables: Mapping[str, str], *, worker_nam
     """
     set_up_logging("supervisor")
     dead_workers = DeadWorkers(StorageSettings(data_dir=data_dir), lambda line: log.warning("not_freed", reason=line))
-    child = worker_child("worker", variables, dead_workers, worker_name=worker_name, spare=spare, must_start=True)
-    supervisor = Supervisor([child], grace_s=NO_LIMIT, say=_told_by_events, logs=None)
+    worker = worker_child("worker", variables, dead_workers, worker_name=worker_name, must_start=True)
+    specs = [*forkserver_children(variables, wanted=forkserver), worker]
+    supervisor = Supervisor(specs, grace_s=NO_LIMIT, say=_told_by_events, logs=None)
     supervisor.run()
     dead_workers.finish()
-    code = supervisor.children[0].code or 0
+    code = supervisor.children[-1].code or 0
     return code if code >= 0 else SIGNAL_STATUS - code
 
 

@@ -1,8 +1,9 @@
 """Keeps processes running: starts them in order, restarts what dies, stops them together.
 
 One thread, one loop around `select`: a signal, output of a child, or a time that has come wakes it. Waking for a dead
-child is the kernel's SIGCHLD, so its spare begins, or its replacement starts, within milliseconds. Everything slow
-(freeing a dead worker's leases) is done by the hooks of `ChildSpec` in threads of their own.
+child is the kernel's SIGCHLD, so its replacement starts within milliseconds; where a fork server is among the children,
+a worker is there at once, too. Everything slow (freeing a dead worker's leases) is done by the hooks of `ChildSpec` in
+threads of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from api.cli.child import Child, ChildSpec, Death
+from api.cli.child import NEVER, Child, ChildSpec, Death
 from api.cli.child_log import ChildLog
 from api.cli.process import Process
 from api.cli.signal_pipe import STOP_SIGNALS, signal_pipe
@@ -26,6 +27,8 @@ log = structlog.get_logger()
 
 READY_POLL_S = 0.03
 BROKER_GRACE_S = 5.0
+FORKSERVER = "forkserver"
+"""The role of the child that makes others; at most one."""
 TELL_WHY_MAX = 2
 """A process that cannot start says so on the console this often; its log goes on."""
 _IDLE_S = 60.0
@@ -38,7 +41,7 @@ Running = Sequence[tuple[str, int]]
 
 
 class Supervisor:
-    """Runs the children of one service, or one part and its spare.
+    """Runs the children of one service, or one part and what makes it.
 
     Args:
         specs: in the order in which they start; the first of the list stops last.
@@ -73,6 +76,7 @@ class Supervisor:
         self._kill_at = float("inf")
         self._selector = selectors.DefaultSelector()
         self.children = [Child(spec, self._open_log(spec)) for spec in specs]
+        self._forkserver = next((child for child in self.children if child.spec.role == FORKSERVER), None)
 
     def run(self) -> None:
         """Run until SIGTERM, SIGINT or SIGHUP, then stop everything; a second signal does not wait for running work.
@@ -104,21 +108,25 @@ class Supervisor:
             return
         for child in self.children:
             now = time.monotonic()
-            if child.process is None and child.start_at <= now:
+            if child.process is None and child.start_at <= now and not self._awaits_forkserver(child):
                 self._start(child)
-            if child.spare is None and child.spare_at <= now:
-                self._watch(child, child.start_spare())
             if not child.ready and child.spec.role == "broker":
                 return
 
     def _start(self, child: Child) -> None:
-        spare = child.spare
-        process = child.start()
-        if process is not spare:
-            self._watch(child, process)
-        warm = process is spare and process.loaded
-        log.info("child_started", child=child.spec.name, pid=process.pid, warm=warm)
+        forkserver = self._forkserver.process if child.spec.forked and self._forkserver else None
+        forked = child.start(forkserver if forkserver is not None and forkserver.ready else None)
+        assert child.process is not None
+        self._watch(child, child.process)
+        log.info("child_started", child=child.spec.name, pid=child.process.pid, forked=forked)
         self._tell_change()
+
+    def _awaits_forkserver(self, child: Child) -> bool:
+        """Whether a fork server is about to be ready, which then makes this process in no time."""
+        server = self._forkserver
+        if server is None or not child.spec.forked or server.broken:
+            return False
+        return server.process is None or not server.process.ready
 
     def _watch(self, child: Child, process: Process) -> None:
         if child.log is not None:
@@ -135,44 +143,32 @@ class Supervisor:
                     self._selector.unregister(end)
 
     def _announce(self) -> None:
-        if not self._announced and not self._stopping and all(child.ready for child in self.children):
+        ready = all(child.ready or self._awaits_forkserver(child) for child in self.children)
+        if ready and not self._announced and not self._stopping:
             self._announced = True
             self._on_ready()
 
     # ------------------------------------------------------------------------------------------------ watching
 
     def _read(self, child: Child, process: Process) -> None:
-        if process in child.processes and not child.read(process):
+        if process is child.process and not child.read(process):
             assert process.output is not None
             self._selector.unregister(process.output)
 
     def _listen(self, child: Child, process: Process) -> None:
-        if process not in child.processes:
+        if process is not child.process:
             return
-        was_loaded, was_ready = process.loaded, process.ready
+        was_ready = process.ready
         if not child.listen(process):
             assert process.line is not None
             self._selector.unregister(process.line)
         if process.ready and not was_ready:
             log.info("child_ready", child=child.spec.name, pid=process.pid)
-        elif process is child.spare and process.loaded and not was_loaded:
-            log.info("spare_loaded", child=child.spec.name, pid=process.pid)
 
     def _reap(self) -> None:
         for child in self.children:
-            if child.spare is not None and child.spare.find_code() is not None:
-                self._reap_spare(child, child.spare)
             if child.process is not None and child.process.find_code() is not None:
                 self._reap_child(child, child.process)
-
-    def _reap_spare(self, child: Child, spare: Process) -> None:
-        self._unwatch(spare)
-        child.reap_spare()
-        self._tell_change()
-        if not self._stopping:
-            wait_s = child.spare_at - time.monotonic()
-            log.warning("spare_died", child=child.spec.name, pid=spare.pid, code=spare.find_code())
-            self._say(_obituary(f"spare of {child.spec.name}", spare, wait_s))
 
     def _reap_child(self, child: Child, process: Process) -> None:
         self._unwatch(process)
@@ -222,8 +218,8 @@ class Supervisor:
 
     def _stop_next(self) -> None:
         """The broker goes last, once nobody needs it; what outlives its grace is killed."""
-        others = [child for child in self.children if child.spec.role != "broker" and child.processes]
-        brokers = [child for child in self.children if child.spec.role == "broker" and child.processes]
+        others = [child for child in self.children if child.spec.role != "broker" and child.process]
+        brokers = [child for child in self.children if child.spec.role == "broker" and child.process]
         if not others and brokers and not self._broker_told and self._kill_at != float("inf"):
             self._broker_told = True
             for child in brokers:
@@ -234,7 +230,7 @@ class Supervisor:
                 child.send(signal.SIGKILL)
 
     def _is_over(self) -> bool:
-        return self._stopping and not any(child.processes for child in self.children)
+        return self._stopping and not any(child.process for child in self.children)
 
     # ------------------------------------------------------------------------------------------------- helpers
 
@@ -242,7 +238,6 @@ class Supervisor:
         """Until the next time that something is due without being announced by the kernel."""
         now = time.monotonic()
         due = [self._kill_at, *(child.start_at for child in self.children if child.process is None)]
-        due += [child.spare_at for child in self.children if child.spare is None]
         waits = [max(at - now, READY_POLL_S) for at in due if at > now - _JUST_PASSED_S]
         if self._stopping and self._kill_at <= now:
             waits.append(READY_POLL_S)
@@ -253,7 +248,6 @@ class Supervisor:
     def _tell_change(self) -> None:
         running = [("supervisor", os.getpid())]
         running += [(child.spec.role, child.process.pid) for child in self.children if child.process is not None]
-        running += [("spare", child.spare.pid) for child in self.children if child.spare is not None]
         self._on_change(running)
 
     def _open_log(self, spec: ChildSpec) -> ChildLog | None:
@@ -269,9 +263,10 @@ class Supervisor:
 
 
 def _obituary(name: str, process: Process, wait_s: float, log_file: ChildLog | None = None) -> str:
-    when = f"in {wait_s:.1f} s" if wait_s > 0.05 else "now"
+    when = f"starting it again {f'in {wait_s:.1f} s' if wait_s > 0.05 else 'now'}"
     where = f" Log: {log_file.path}" if log_file is not None else ""
-    return f"{name} (pid {process.pid}) {_ending(process.find_code())}; starting it again {when}.{where}"
+    then = when if wait_s < NEVER else "it is not started again"
+    return f"{name} (pid {process.pid}) {_ending(process.find_code())}; {then}.{where}"
 
 
 def _ending(code: int | None) -> str:

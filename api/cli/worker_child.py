@@ -1,4 +1,4 @@
-"""A worker under supervision: how it is started, what its death sets off, and its spare."""
+"""A worker under supervision: how it is started, what its death sets off, and the fork server that makes it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 
-from api.cli.child import ChildSpec, Death
+from api.cli.child import COSTLY_BACKOFF_S, ChildSpec, Death
 from api.cli.parts import python
+from api.cli.process import CAN_ADOPT, adopt_orphans
+from api.cli.supervisor import FORKSERVER
 from storage.settings import StorageSettings
 
 FREEING_S = 5.0
+UNFIT = 3
+"""Exit status of a fork server whose children could not work; says `worker/forkserver.py`."""
 
 
 class DeadWorkers:
@@ -73,7 +77,6 @@ def worker_child(
     dead_workers: DeadWorkers,
     *,
     worker_name: str = "",
-    spare: bool,
     must_start: bool = False,
 ) -> ChildSpec:
     """How a worker is run.
@@ -84,7 +87,6 @@ def worker_child(
         dead_workers: told of deaths.
         worker_name: id of the first process, and what the ids of the next ones begin with; empty: the host and
             `name`. Each has an id of its own, so that freeing what the last one held never touches the next.
-        spare: whether a second process waits, loaded, for the death of the first.
         must_start: whether a first start that fails ends the supervisor.
     """
     prefix = worker_name or f"{socket.gethostname()}-{name.rpartition('-')[2]}"
@@ -97,11 +99,27 @@ def worker_child(
     return ChildSpec(
         "worker",
         name,
-        (*python("worker"), "--when-told"),
+        (*python("worker"), "--supervised"),
         environment,
         on_begun=dead_workers.get_ready,
         on_death=dead_workers.free,
-        waits=True,
-        spare=spare,
+        speaks=True,
+        forked=True,
         must_start=must_start,
     )
+
+
+def forkserver_children(variables: Mapping[str, str], *, wanted: bool) -> list[ChildSpec]:
+    """What stands before workers among the supervisor's children: the process that makes them, where there can be one.
+
+    Args:
+        variables: environment that its workers have in common.
+        wanted: whether there is to be one.
+    """
+    if not wanted or not CAN_ADOPT:
+        return []
+    adopt_orphans()
+    argv = (*python("worker"), "--forkserver")
+    return [
+        ChildSpec(FORKSERVER, FORKSERVER, argv, lambda: variables, speaks=True, backoff_s=COSTLY_BACKOFF_S, unfit=UNFIT)
+    ]

@@ -61,7 +61,7 @@ class Fault:
 COMMON: Sequence[tuple[Act, str, int]] = (
     (Act.KILL, "worker", 6),
     (Act.KILL, "api", 3),
-    (Act.KILL, "spare", 1),
+    (Act.KILL, "forkserver", 1),
     (Act.KILL, "scheduler", 1),
     (Act.KILL, "broker", 2),
     (Act.EMPTY, "broker", 2),

@@ -1,7 +1,7 @@
 """The service under fire, on either set-up: all its parts are started again when they die, and can be found by role.
 
 Embedded, `piecework serve` starts its own children again, and this only `serve` itself; deployed, two workers, each
-with a supervisor and a spare of its own, two api processes and a scheduler are kept running as an operator would.
+with a supervisor and a fork server of its own, two api processes and a scheduler are kept running as an operator would.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.servers import Servers
 from tests.servers import free_port
 from tests.setups.deployment import STOP_S, Deployment, find_name
-from worker.waiting import SPARE_NAME
+from worker.forkserver import FORKSERVER_NAME
 
 LEASE_S = 2.5
 UPLOAD_EXPIRY_S = 3.0
@@ -147,7 +147,7 @@ def _role(process: psutil.Process) -> str:
     if command and "valkey-server" in command[0]:
         return "broker"
     module = command[command.index("-m") + 1] if "-m" in command[:-1] else ""
-    return "spare" if find_name(process) == SPARE_NAME else ROLES.get(module, "")
+    return "forkserver" if find_name(process) == FORKSERVER_NAME else ROLES.get(module, "")
 
 
 def _created_at(process: psutil.Process) -> float:

@@ -34,11 +34,6 @@ class Run:
         """Of the children, in order."""
         return [child.pid for child in self.supervisor.children]
 
-    def spare_pid(self) -> int | None:
-        """Of the first child's spare, once that is loaded."""
-        spare = self.supervisor.children[0].spare
-        return spare.pid if spare is not None and spare.loaded else None
-
     def during(self, meanwhile: Callable[[], None]) -> None:
         """Run the supervisor; signals need the main thread."""
 

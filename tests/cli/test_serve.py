@@ -14,7 +14,7 @@ from tests.cli.conftest import Service, is_alive, run, run_json, wait_until
 
 pytestmark = pytest.mark.processes
 
-ROLES = {"supervisor", "broker", "api", "worker", "spare", "scheduler"}
+ROLES = {"supervisor", "broker", "api", "forkserver", "worker", "scheduler"}
 
 
 def test_first_start_shows_a_key_that_works(service: Service) -> None:
@@ -43,7 +43,7 @@ def test_key_made_while_the_service_runs_works_at_once(service: Service) -> None
 
 
 def test_status_names_every_process(service: Service) -> None:
-    # given a service whose spare has been started, too
+    # given
     wait_until(lambda: set(service.pids()) == ROLES, "all processes run")
 
     # when the status is asked for

@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.conftest import PIECEWORK, Service, environment, is_alive, wait_until
 from tests.setups.deployment import find_name
-from worker.waiting import WORKER_NAME
+from worker.supervised import WORKER_NAME
 
 pytestmark = pytest.mark.processes
 

@@ -14,7 +14,7 @@ import tinker
 
 from tests.promises.kit import PatientWire, billed
 from tests.servers import CephServer, PostgresServer, RabbitServer
-from tests.setups.deployment import NO_SPARE, Deployment
+from tests.setups.deployment import Deployment
 from tests.wire.conftest import TIMEOUT_S
 
 SHORT_LEASES = {"PIECEWORK_LEASE_S": "3", "PIECEWORK_SWEEP_S": "0.5"}
@@ -78,7 +78,6 @@ def strict(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
     """A service with low limits that closes gaps soon."""
     settings = {
         **SHORT_LEASES,
-        **NO_SPARE,
         "PIECEWORK_GAP_TIMEOUT_S": str(GAP_TIMEOUT_S),
         "PIECEWORK_QUEUED_MAX_PER_ACCOUNT": str(QUEUED_MAX),
         "PIECEWORK_QUEUED_TRAINING_FACTOR": str(TRAINING_FACTOR),

@@ -19,7 +19,7 @@ from jobs.settings import JobsSettings
 from storage.failpoints import Point
 from tests.promises.conftest import SHORT_LEASES, Connect
 from tests.promises.kit import PROGRAM, PatientWire, batch, billed, wait_until
-from tests.setups.deployment import NO_SPARE, Deployment
+from tests.setups.deployment import Deployment
 from tests.wire.conftest import PROTOBUF, Wire
 from tests.wire.messages import forward_backward
 
@@ -133,7 +133,7 @@ def test_operations_complete_though_their_client_is_gone(service: Deployment, co
 def forgetful(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
     """A service that keeps results for moments only."""
     retention = {"PIECEWORK_RESULT_RETENTION_S": str(RETENTION_S), "PIECEWORK_WRITEBACK_S": "0.05"}
-    settings = {**SHORT_LEASES, **NO_SPARE, **retention}
+    settings = {**SHORT_LEASES, **retention}
     deployed = Deployment(tmp_path_factory.mktemp("forgetful"), tiny_model, settings=settings)
     yield deployed
     deployed.close()

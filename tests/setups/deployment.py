@@ -28,15 +28,13 @@ from storage.failpoints import Point
 from storage.open import Storage, open_storage
 from storage.settings import StorageSettings
 from tests.servers import free_port
-from worker.waiting import WORKER_NAME
+from worker.supervised import WORKER_NAME
 
 PIECEWORK = (sys.executable, "-P", "-m", "api.cli")
 START_S = 120.0
 STOP_S = 60.0
 LOOK_S = 0.05
 MODEL = "tiny"
-NO_SPARE = {"PIECEWORK_SPARE_WORKER": "false"}
-"""Where no worker dies: loading a spare takes as long as loading a worker."""
 _STORAGE_URLS = ("database_url", "object_store_url")
 
 
@@ -121,7 +119,7 @@ class Deployment:
     # ------------------------------------------------------------------------------------------------ killing things
 
     def pids(self, role: str) -> list[int]:
-        """The processes of a role: api, worker (not its supervisor nor its spare), scheduler; embedded also broker."""
+        """The processes of a role: api, worker (and nothing else of its family), scheduler; embedded also broker."""
         if not self._embedded:
             children = [child.pid for name, child in self._children.items() if name == role]
             return children if role != "worker" else [pid for child in children for pid in _workers_of(child)]
@@ -172,7 +170,7 @@ class Deployment:
             file.unlink(missing_ok=True)
 
     def start_worker(self, name: str, *, settings: Mapping[str, str] | None = None) -> None:
-        """One more worker, with a supervisor and a spare of its own; its first process has its name as id.
+        """One more worker, with a supervisor and a fork server of its own; its first process has its name as id.
 
         Args:
             settings: more variables of its processes.

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import tinker
 
-from tests.setups.deployment import MODEL, NO_SPARE, Deployment
+from tests.setups.deployment import MODEL, Deployment
 
 PROTOBUF = "application/x-protobuf"
 TIMEOUT_S = 180.0
@@ -20,7 +20,7 @@ TIMEOUT_S = 180.0
 @pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Deployment]:
     """`piecework serve`, running."""
-    deployed = Deployment(tmp_path_factory.mktemp("wire"), tiny_model, settings=NO_SPARE)
+    deployed = Deployment(tmp_path_factory.mktemp("wire"), tiny_model)
     yield deployed
     deployed.close()
 

@@ -9,7 +9,7 @@ import pytest
 import tinker
 from tinker import types
 
-from tests.setups.deployment import MODEL, NO_SPARE, Deployment
+from tests.setups.deployment import MODEL, Deployment
 from tests.wire.messages import datum
 
 pytestmark = pytest.mark.processes
@@ -22,7 +22,7 @@ NUM_STEPS = 3
 @pytest.fixture
 def narrow(tmp_path: Path, tiny_model: Path) -> Iterator[Deployment]:
     """A service in which two operations of an account may wait, and three of training."""
-    settings = {"PIECEWORK_QUEUED_MAX_PER_ACCOUNT": "2", "PIECEWORK_QUEUED_TRAINING_FACTOR": "1.5", **NO_SPARE}
+    settings = {"PIECEWORK_QUEUED_MAX_PER_ACCOUNT": "2", "PIECEWORK_QUEUED_TRAINING_FACTOR": "1.5"}
     deployed = Deployment(tmp_path, tiny_model, settings=settings)
     yield deployed
     deployed.close()

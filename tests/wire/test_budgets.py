@@ -24,7 +24,7 @@ from billing import budgets, money
 from billing.budgets import Scope
 from storage import billing_tables, journal, runs, snapshots
 from storage.failpoints import Point
-from tests.setups.deployment import MODEL, NO_SPARE, Deployment
+from tests.setups.deployment import MODEL, Deployment
 from tests.setups.test_sdk import make_datum, train
 from tests.wire.test_leaving import wait_for
 
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 def deploy(directory: Path, model: Path, **settings: str) -> Deployment:
     """A service where a trained token costs one, and nothing else does."""
     (directory / "card.toml").write_text(CARD)
-    settings |= {"PIECEWORK_RATE_CARD": str(directory / "card.toml"), "PIECEWORK_SWEEP_S": "0.5", **NO_SPARE}
+    settings |= {"PIECEWORK_RATE_CARD": str(directory / "card.toml"), "PIECEWORK_SWEEP_S": "0.5"}
     settings |= {"PIECEWORK_POLL_S": "2", "PIECEWORK_WARM_S": "1"}
     return Deployment(directory, model, settings=settings)
 

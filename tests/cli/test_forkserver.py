@@ -1,0 +1,344 @@
+"""The fork server: it makes workers in no time, may die or fail without harm, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from api.cli import process
+from api.cli.child import ChildSpec, Death
+from api.cli.process import Process, adopt_orphans, program
+from api.cli.supervisor import FORKSERVER
+from tests.cli.conftest import environment, is_alive, wait_until
+from tests.cli.supervised import Run, script
+from worker.forkserver import UNFIT, UnfitError, check_fit
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(not process.CAN_ADOPT, reason="fork servers are for Linux alone"),
+]
+
+WORKS = """
+import os, time
+os.write(0, b"ready\\n")
+time.sleep(1000)
+"""
+SERVES = """
+import os, time
+from worker import forkserver
+forkserver._load = lambda: None
+forkserver.serve()
+print("worker", os.environ.get("NUMBER"), os.getpid(), os.getsid(0), flush=True)
+forkserver.say_ready()
+time.sleep(1000)
+"""
+"""A fork server that has nothing to load."""
+NEVER_SERVES = "import time; time.sleep(1000)"
+COMPUTES = """
+import os
+from worker import forkserver
+forkserver.serve()
+import torch
+torch.randn(600, 600) @ torch.randn(600, 600)
+os.write(0, b"threads %d\\n" % len(os.listdir("/proc/self/task")))
+"""
+SUPERVISES = """
+import sys
+from pathlib import Path
+from api.cli.process import adopt_orphans
+from api.cli.supervisor import Supervisor
+from tests.cli import test_forkserver as here
+adopt_orphans()
+Supervisor(
+    [here.server(), here.worker()],
+    grace_s=1.0,
+    say=lambda line: None,
+    logs=Path(sys.argv[1]),
+    on_change=lambda running: print("running", *(pid for _, pid in running), flush=True),
+).run()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _adopting() -> None:
+    """What fork servers make becomes ours."""
+    adopt_orphans()
+
+
+def server(code: str = SERVES, **more: object) -> ChildSpec:
+    """A fork server."""
+    return script(FORKSERVER, code, speaks=True, **more)
+
+
+def worker(**more: object) -> ChildSpec:
+    """A child that a fork server makes, or that is started by itself."""
+    return script("worker", WORKS, speaks=True, forked=True, **more)
+
+
+def kill(pid: int | None, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process that there is."""
+    assert pid is not None
+    os.kill(pid, number)
+
+
+def is_ready(run: Run, role: str) -> bool:
+    """Whether the process of this role takes work."""
+    found = [child.process for child in run.supervisor.children if child.spec.role == role]
+    return found[0] is not None and found[0].ready
+
+
+def is_forked(run: Run) -> bool:
+    """Whether the running worker was made by the fork server that runs now."""
+    forkserver, pid = run.pids()
+    return pid is not None and psutil.Process(pid).cmdline() == psutil.Process(forkserver).cmdline()
+
+
+def test_dead_workers_are_replaced_by_forked_ones_again_and_again(tmp_path: Path) -> None:
+    # given a worker beside a fork server
+    numbers = iter(range(100))
+    deaths: list[Death] = []
+    spec = worker(make_environment=lambda: {"NUMBER": str(next(numbers))}, on_death=deaths.append)
+    run = Run(tmp_path, [server(), spec])
+    pids: list[int] = []
+
+    def kill_the_worker() -> None:
+        for _ in range(3):
+            wait_until(lambda: is_ready(run, "worker"), "the worker is ready")
+            assert is_forked(run)
+            assert psutil.Process(run.pids()[1]).ppid() == os.getpid()
+            pids.append(run.pids()[1] or 0)
+
+            # when it is killed
+            kill(pids[-1])
+            wait_until(lambda: run.pids()[1] not in (None, pids[-1]), "another is started")
+        wait_until(lambda: len(deaths) == 3, "the deaths are told")
+
+    run.during(kill_the_worker)
+
+    # then each of the next ones has variables, a session and a log of its own, and every death is told
+    assert [(one.environment["NUMBER"], one.code) for one in deaths[:3]] == [
+        (str(n), -signal.SIGKILL) for n in range(3)
+    ]
+    log = (tmp_path / "logs" / "worker.log").read_text().splitlines()
+    assert log[:3] == [f"worker {number} {pid} {pid}" for number, pid in enumerate(pids)]
+
+
+def test_a_dead_fork_server_is_replaced_and_the_worker_does_not_notice(tmp_path: Path) -> None:
+    # given
+    deaths: list[Death] = []
+    run = Run(tmp_path, [server(), worker(on_death=deaths.append)])
+
+    def kill_the_server() -> None:
+        wait_until(lambda: is_ready(run, "worker"), "the worker is ready")
+        before, pid = run.pids()
+
+        # when
+        kill(before)
+
+        # then
+        wait_until(lambda: run.pids()[0] not in (None, before) and is_ready(run, FORKSERVER), "another one serves")
+        assert run.pids()[1] == pid
+        assert is_alive(pid or 0)
+
+        # and the new one makes the next worker
+        kill(pid)
+        wait_until(lambda: run.pids()[1] not in (None, pid) and is_ready(run, "worker"), "another one works")
+        assert is_forked(run)
+
+    run.during(kill_the_server)
+    assert len([death for death in deaths if not death.stopped]) == 1
+
+
+def test_a_worker_is_started_by_itself_where_the_fork_server_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a fork server that is stopped
+    monkeypatch.setattr(process, "FORK_S", 0.3)
+    run = Run(tmp_path, [server(), worker()])
+
+    def stop_the_server() -> None:
+        wait_until(lambda: is_ready(run, "worker"), "the worker is ready")
+        before, pid = run.pids()
+        kill(before, signal.SIGSTOP)
+
+        # when the worker dies
+        kill(pid)
+
+        # then another one works, and another fork server
+        wait_until(lambda: run.pids()[1] not in (None, pid) and is_ready(run, "worker"), "another one works")
+        wait_until(lambda: run.pids()[0] not in (None, before) and is_ready(run, FORKSERVER), "another one serves")
+        assert not is_forked(run)
+        assert not is_alive(before or 0)
+
+    run.during(stop_the_server)
+
+
+def test_a_worker_is_started_by_itself_where_the_fork_server_cannot_load(tmp_path: Path) -> None:
+    # given a fork server that ends before it is ready
+    run = Run(tmp_path, [server("raise SystemExit(1)", backoff_s=(0.0, 60.0)), worker()])
+
+    # then the worker does not wait for it
+    run.during(lambda: wait_until(lambda: is_ready(run, "worker"), "the worker is ready"))
+
+    # and it is tried again, ever later
+    told = [line for line in run.said if line.startswith("forkserver (pid ")]
+    assert len(told) == 2
+    assert "starting it again now" in told[0]
+    assert "starting it again in 60.0 s" in told[1] or "starting it again in 59.9 s" in told[1]
+
+
+def test_an_unfit_fork_server_is_not_started_again(tmp_path: Path) -> None:
+    # given
+    run = Run(tmp_path, [server(f"raise SystemExit({UNFIT})", unfit=UNFIT), worker()])
+
+    def kill_the_worker() -> None:
+        wait_until(lambda: is_ready(run, "worker"), "the worker is ready")
+        pid = run.pids()[1]
+        kill(pid)
+        wait_until(lambda: run.pids()[1] not in (None, pid) and is_ready(run, "worker"), "another one works")
+        assert run.pids()[0] is None
+
+    # then workers are started by themselves
+    run.during(kill_the_worker)
+    assert len([line for line in run.said if "it is not started again" in line]) == 1
+
+
+def test_the_service_is_ready_while_the_fork_server_still_loads(tmp_path: Path) -> None:
+    # given a fork server that takes long
+    run = Run(tmp_path, [server(NEVER_SERVES), worker()])
+
+    # when the supervisor says that it is ready, then there is no worker yet
+    run.during(lambda: None)
+    assert run.supervisor.children[1].code is None
+
+
+def test_nothing_is_left_when_the_supervisor_has_been_stopped(tmp_path: Path) -> None:
+    # given
+    run = Run(tmp_path, [server(), worker()])
+    pids: list[int] = []
+
+    def look() -> None:
+        wait_until(lambda: is_ready(run, "worker"), "the worker is ready")
+        pids.extend(pid for _, pid in run.running[1:])
+
+    # when
+    run.during(look)
+
+    # then
+    assert len(pids) == 2
+    assert not [pid for pid in pids if is_alive(pid)]
+    assert run.running == []
+
+
+def test_all_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    # given a supervisor, its fork server, and a worker that this has made
+    (tmp_path / "logs").mkdir()
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISES, str(tmp_path / "logs")], stdout=subprocess.PIPE)
+    assert supervisor.stdout is not None
+    pids: list[int] = []
+    while len(pids) < 3:
+        first, *others = supervisor.stdout.readline().split()
+        pids = [int(pid) for pid in others] if first == b"running" else []
+
+    # when
+    supervisor.kill()
+    supervisor.wait()
+
+    # then
+    wait_until(lambda: not [pid for pid in pids if is_alive(pid)], "all are gone")
+    supervisor.stdout.close()
+
+
+def test_a_worker_that_must_start_and_does_not_ends_the_supervisor_with_its_code(tmp_path: Path) -> None:
+    # given
+    deaths: list[Death] = []
+    spec = script("worker", "raise SystemExit(4)", speaks=True, must_start=True, on_death=deaths.append)
+    run = Run(tmp_path, [spec])
+
+    # when nobody stops it
+    run.supervisor.run()
+
+    # then
+    assert run.supervisor.children[0].code == 4
+    assert deaths == []
+
+
+def test_a_worker_killed_after_its_grace_is_told_as_stopped_by_us(tmp_path: Path) -> None:
+    # given a worker that does not hear SIGTERM
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WORKS
+    deaths: list[Death] = []
+    run = Run(tmp_path, [script("worker", deaf, speaks=True, on_death=deaths.append)], grace_s=0.2)
+
+    # when
+    run.during(lambda: wait_until(lambda: run.supervisor.children[0].ever_ready, "the worker is ready"))
+
+    # then
+    assert [(death.code, death.stopped) for death in deaths] == [(-signal.SIGKILL, True)]
+
+
+def test_a_forked_worker_that_is_given_up_before_it_is_told_to_begin_ends() -> None:
+    # given
+    serving = Process(program((sys.executable, "-S", "-c", SERVES)), {}, captured=False, speaks=True)
+    wait_until(lambda: serving.listen() and serving.ready, "it serves")
+    made = Process(serving.fork, {}, captured=False, speaks=True)
+
+    # when the supervisor's end of its line is gone
+    made.close()
+
+    # then
+    wait_until(lambda: made.find_code() is not None, "it has ended")
+    assert made.find_code() == 0
+
+    # and so does the fork server
+    serving.close()
+    wait_until(lambda: serving.find_code() is not None, "it has ended")
+    assert serving.find_code() == 0
+
+
+def test_what_cannot_be_forked_is_found() -> None:
+    # one thread more than is known of
+    with pytest.raises(UnfitError, match="has begun 1 threads"):
+        check_fit(len(os.listdir("/proc/self/task")) - 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- the real one
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Iterator[Process]:
+    """A fork server that has loaded everything, and whose children compute something."""
+    variables = {**environment(), "PIECEWORK_DATA_DIR": str(tmp_path / "data"), "OMP_NUM_THREADS": "2"}
+    started = Process(program((sys.executable, "-c", COMPUTES)), variables, captured=False, speaks=True)
+    wait_until(lambda: started.listen() and started.ready, "it has loaded", timeout_s=240)
+    yield started
+    started.send(signal.SIGKILL)
+    wait_until(lambda: started.find_code() is not None, "it has ended")
+    started.close()
+
+
+def test_a_forked_worker_computes_with_several_threads(loaded: Process, tmp_path: Path) -> None:
+    # given a fork server that has left no trace
+    assert not (tmp_path / "data").exists()
+
+    # when a worker that it makes multiplies matrices
+    made = Process(loaded.fork, {}, captured=False, speaks=True)
+    made.begin()
+
+    # then a pool of threads has been begun there, and the product comes out
+    wait_until(lambda: made.find_code() is not None, "it has computed", timeout_s=60)
+    assert made.find_code() == 0
+    assert made.line is not None
+    assert int(made.line.recv(64).split()[1]) >= 2
+    made.close()
+
+    # when the fork server is told to end, then it does
+    loaded.send(signal.SIGTERM)
+    wait_until(lambda: loaded.find_code() is not None, "it has ended")
+    assert loaded.find_code() == 0
