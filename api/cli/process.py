@@ -182,10 +182,10 @@ def program(argv: Sequence[str]) -> Start:
     return start
 
 
-def adopt_orphans() -> None:
-    """Become the parent of all descendants that lose theirs; until then a fork server's processes are not ours."""
+def adopt_orphans(wanted: bool = True) -> None:
+    """Be the parent of all descendants that lose theirs, as a fork server's processes do; or no longer."""
     if _prctl is not None:
-        _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 class _Adopted:

@@ -67,9 +67,11 @@ Supervisor(
 
 
 @pytest.fixture(autouse=True)
-def _adopting() -> None:
-    """What fork servers make becomes ours."""
+def _adopting() -> Iterator[None]:
+    """What fork servers make becomes ours, while a test runs."""
     adopt_orphans()
+    yield
+    adopt_orphans(False)
 
 
 def server(code: str = SERVES, **more: object) -> ChildSpec:
@@ -308,7 +310,7 @@ def test_what_cannot_be_forked_is_found() -> None:
         check_fit(len(os.listdir("/proc/self/task")) - 1)
 
 
-# ---------------------------------------------------------------------------------------------------------- the real one
+# -------------------------------------------------------------------------------------------------------- the real one
 
 
 @pytest.fixture

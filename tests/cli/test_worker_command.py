@@ -40,10 +40,10 @@ class Worker:
         """What parent and worker have said so far."""
         return self._log.read_text()
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The log lines of this name."""
+    def events(self, name: str, **fields: object) -> list[dict[str, Any]]:
+        """The log lines of this name, with these fields among others."""
         lines = [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
-        return [line for line in lines if line["event"] == name]
+        return [line for line in lines if line["event"] == name and fields.items() <= line.items()]
 
     def worker_pids(self) -> list[int]:
         """Of the children that work: one, or none for a moment."""
@@ -60,7 +60,9 @@ def second(service: Service, tmp_path: Path) -> Iterator[Worker]:
     """A second worker of a service, that takes messages."""
     started = Worker(service.data_dir, tmp_path / "worker.log", "--worker-id", "second")
     try:
-        wait_until(lambda: bool(started.events("child_ready")), "the worker is ready", timeout_s=START_S)
+        wait_until(
+            lambda: bool(started.events("child_ready", child="worker")), "the worker is ready", timeout_s=START_S
+        )
         yield started
     finally:
         started.end()
