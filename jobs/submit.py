@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import structlog
 from sqlalchemy import Connection
@@ -176,17 +177,16 @@ class Submitter:
     def _note_refused(self, error: OverBudgetError, place: tuple[str, int] | None = None) -> None:
         """Keep the place of what is refused in its run, and that its budget has no room."""
         database = self._storage.database
-        with database.read() as tx:
-            now = database.now(tx)
-        known = error.budget is None or error.budget.was_refused(now, budgets.NOTED_AGAIN_S)
-        budget = None if known else error.budget
-        if place is None and budget is None:
-            return
+        if place is None:  # refused samples are many: most write nothing
+            with database.read() as tx:
+                if not _is_to_be_noted(error, database.now(tx)):
+                    return
         with database.begin() as tx:
+            now = database.now(tx)
             if place is not None:
                 runs.note_refused(tx, *place, now=now)
-            if budget is not None:
-                budgets.note_refused(tx, budget, error.units, now=now)
+            if error.budget is not None and _is_to_be_noted(error, now):
+                budgets.note_refused(tx, error.budget, error.units, now=now)
 
     def _accept(
         self, owner: Run | SamplingSession, seq: int, kind: Kind, body: Body | Failure, write: Write
@@ -332,3 +332,8 @@ def _stillborn(creation: journal.Operation | None) -> Refusal | None:
     if creation is None or creation.status != Status.FAILED:
         return None
     return Refusal(f"the training run was never made: {creation.error}", "user")
+
+
+def _is_to_be_noted(error: OverBudgetError, now: datetime) -> bool:
+    """Whether the budget that has no room does not say so yet."""
+    return error.budget is not None and not error.budget.was_refused(now, budgets.NOTED_AGAIN_S)

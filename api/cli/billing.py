@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import click
@@ -14,18 +13,15 @@ from api.cli.billing_entries import entries
 from api.cli.billing_export import export, rebuild_rollups
 from api.cli.billing_reconcile import reconcile
 from api.cli.billing_verify import verify
-from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option, reference_option
+from api.cli.options import account_option, data_dir_option, json_option, project_option, reference_option
 from api.cli.output import print_json
+from api.cli.values import parse_amount, parse_moment
 from billing import ledger, money, rate_cards
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind, NewEntry
-from billing.money import AmountError
 from storage.accounts import get_account
-
-account_option = click.option("--account", "account_name", required=True, help="Account that it is for.")
 
 
 @click.group()
@@ -36,7 +32,7 @@ def billing() -> None:
 @billing.command()
 @click.argument("amount")
 @account_option
-@click.option("--project", "project_id", help="Counts for this project's caps too.")
+@project_option("Counts for this project's caps too.")
 @reference_option("Of the payment: the same one again is booked once.")
 @json_option
 @data_dir_option
@@ -58,7 +54,7 @@ def topup(
 @billing.command()
 @click.argument("amount")
 @account_option
-@click.option("--project", "project_id", help="Counts for this project's caps too.")
+@project_option("Counts for this project's caps too.")
 @reference_option("What it is for: the same one again is booked once.")
 @json_option
 @data_dir_option
@@ -79,7 +75,7 @@ def credit(
 
 @billing.command()
 @account_option
-@click.option("--project", "project_id", help="Only this project of it.")
+@project_option("Only this project of it.")
 @click.option("--at", "moment", help="As it was then: a day or a moment, UTC.")
 @json_option
 @data_dir_option
@@ -94,23 +90,6 @@ def balance(*, account_name: str, project_id: str | None, moment: str | None, as
         print_json({"account": account.name, "balance": amount, "currency": currency})
     else:
         click.echo(f"{account.name}: {amount} {currency}")
-
-
-def parse_amount(text: str, what: str = "AMOUNT") -> int:
-    """A positive amount as the database has it.
-
-    Raises:
-        CliError: it is none.
-    """
-    try:
-        units = money.to_units(Decimal(text))
-    except InvalidOperation as error:
-        raise CliError(f"{what} {text!r} is no amount of money: write e.g. 25 or 12.50") from error
-    except AmountError as error:
-        raise CliError(f"{what}: {error}") from error
-    if units <= 0:
-        raise CliError(f"{what} {text!r} must be more than 0")
-    return units
 
 
 def _book(

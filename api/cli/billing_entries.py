@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 
-from api.cli.cost import parse_moment
 from api.cli.opened import opened
-from api.cli.options import NUMBER, data_dir_option, json_option
+from api.cli.options import NUMBER, account_option, data_dir_option, json_option, project_option
 from api.cli.output import moment, print_json, print_table
+from api.cli.values import parse_moment
 from billing import ledger, money, rate_cards
 from billing.ledger import Entry, EntryKind
 from storage.accounts import get_account
 
 
 @click.command()
-@click.option("--account", "account_name", required=True, help="Account whose ledger is shown.")
+@account_option
 @click.option(
     "--kind",
     "kinds",
@@ -26,7 +26,7 @@ from storage.accounts import get_account
     help="Only of this kind; may be given several times.",
 )
 @click.option("--run", "run_id", help="Only of this training run.")
-@click.option("--project", "project_id", help="Only of this project.")
+@project_option("Only of this project.")
 @click.option("--since", help="Only what was booked since: 2026-01-31, 2026-01-31T12:00:00, or 90m, 24h, 7d ago.")
 @click.option("--before", "before_id", type=NUMBER, help="Only those before this entry, a number of the list.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
 from api.cli.output import print_json, progress
+from api.cli.values import parse_moment
 from billing import exports, rollups
 from billing.export_files import Format
 from billing.exports import Export

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 from sqlalchemy import Connection
 
-from api.cli.billing import account_option, parse_amount
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import NUMBER, data_dir_option, json_option
+from api.cli.options import NUMBER, account_option, data_dir_option, json_option
 from api.cli.output import print_json, print_table
+from api.cli.values import parse_amount
 from billing import budgets as stored
 from billing.budgets import Budget, Period, Scope
 from storage import accounts, runs

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -13,9 +11,9 @@ from sqlalchemy import Connection
 
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import NUMBER, data_dir_option, json_option
+from api.cli.options import NUMBER, data_dir_option, json_option, project_option
 from api.cli.output import print_groups, print_json
-from api.parameters import FIRST_YEAR, LAST_YEAR
+from api.cli.values import parse_moment
 from billing import cost as billed
 from billing import rating
 from billing.cost import CostReport, CostRow
@@ -25,14 +23,11 @@ from storage import accounts, runs
 from storage.accounts import get_account
 from storage.errors import RowNotFoundError
 
-_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
 
 @click.command()
 @click.option("--run", "run_id", help="Only this training run.")
 @click.option("--session", "session_id", help="Only this session.")
-@click.option("--project", "project_id", help="Only this project.")
+@project_option("Only this project.")
 @click.option("--key", "api_key_id", type=NUMBER, help="Only what this API key was used for; its number.")
 @click.option("--batch", help="Only sessions with the tag batch:NAME.")
 @click.option("--account", "account_name", help="Only this account.")
@@ -126,32 +121,3 @@ def _told(tokens: Mapping[str, int], byte_seconds: int) -> str:
 
 def _seconds(nanoseconds: int) -> str:
     return f"{rating.device_seconds(nanoseconds):.3f}"
-
-
-def parse_moment(text: str, option: str, *, now: datetime) -> datetime:
-    """A day, a moment, or a time ago; what has no time zone is UTC.
-
-    Args:
-        option: where it was written, for messages.
-
-    Raises:
-        CliError: none of these, or too far away to be reckoned with.
-    """
-    try:
-        moment = _parsed(text, now)
-    except OverflowError:
-        moment = None
-    except ValueError as error:
-        raise CliError(
-            f"{option} {text!r} is no time: write 2026-01-31, 2026-01-31T12:00:00, or 90m, 24h, 7d"
-        ) from error
-    if moment is None or not FIRST_YEAR <= moment.year <= LAST_YEAR:
-        raise CliError(f"{option} {text!r} is too far away: name a time in the years {FIRST_YEAR} to {LAST_YEAR}")
-    return moment
-
-
-def _parsed(text: str, now: datetime) -> datetime:
-    if match := _AGO.fullmatch(text):
-        return now - timedelta(**{_UNITS[match[2]]: float(match[1])})
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

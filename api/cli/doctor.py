@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import click
+from sqlalchemy import Connection
 
 from api.cli import broker, process_table
 from api.cli.options import data_dir_option, json_option
@@ -23,6 +25,8 @@ from storage.errors import StorageError
 from storage.migrate import is_current
 from storage.object_url import open_object_store, redact
 from storage.settings import StorageSettings
+
+T = TypeVar("T")
 
 CONNECT_S = 3.0
 DISK_BYTES_MIN = 2 * 2**30
@@ -116,12 +120,12 @@ def _object_store(settings: StorageSettings) -> Finding:
 def _broker(settings: JobsSettings) -> Finding:
     if not settings.broker_url:
         return _embedded_broker(settings)
-    from kombu import Connection
+    import kombu
     from kombu.exceptions import OperationalError
 
     shown = _redact_broker(settings.broker_url)
     try:
-        with Connection(settings.broker_url, connect_timeout=CONNECT_S) as connection:
+        with kombu.Connection(settings.broker_url, connect_timeout=CONNECT_S) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_S)
     except (OperationalError, OSError, KeyError, ValueError) as error:
         return Finding(
@@ -147,16 +151,9 @@ def _redact_broker(url: str) -> str:
 
 
 def _state_of_runs(settings: StorageSettings) -> Finding:
-    if not settings.has_database():
+    alarms = _ask(settings, workers.count_alarms)
+    if alarms is None:
         return Finding("state of runs", "ok", "there is none yet")
-    database = Database(settings.resolved_database_url(), sqlite_synchronous=settings.sqlite_synchronous)
-    try:
-        if not is_current(database):
-            return Finding("state of runs", "ok", "there is none yet")
-        with database.read() as tx:
-            alarms = workers.count_alarms(tx)
-    finally:
-        database.close()
     if alarms.damaged_snapshots or alarms.replay_mismatches:
         seen = (
             f"{alarms.damaged_snapshots} snapshots were damaged, {alarms.replay_mismatches} operations computed again"
@@ -167,19 +164,24 @@ def _state_of_runs(settings: StorageSettings) -> Finding:
 
 
 def _base_models(settings: StorageSettings) -> Finding:
-    if not settings.has_database():
-        return Finding("base models", "note", "none yet: piecework models add starter")
-    database = Database(settings.resolved_database_url(), sqlite_synchronous=settings.sqlite_synchronous)
-    try:
-        if not is_current(database):
-            return Finding("base models", "note", "none yet: piecework models add starter")
-        with database.read() as tx:
-            names = [model.name for model in base_models.list_base_models(tx)]
-    finally:
-        database.close()
+    names = [model.name for model in _ask(settings, base_models.list_base_models) or ()]
     if not names:
         return Finding("base models", "note", "none yet: piecework models add starter, or a hub id or directory")
     return Finding("base models", "ok", ", ".join(names))
+
+
+def _ask(settings: StorageSettings, read: Callable[[Connection], T]) -> T | None:
+    """What stands in the database; None where there is none, or where the next start has to bring it up to date."""
+    if not settings.has_database():
+        return None
+    database = Database(settings.resolved_database_url(), sqlite_synchronous=settings.sqlite_synchronous)
+    try:
+        if not is_current(database):
+            return None
+        with database.read() as tx:
+            return read(tx)
+    finally:
+        database.close()
 
 
 def _service(data_dir: Path) -> Finding:

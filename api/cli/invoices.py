@@ -9,12 +9,11 @@ from typing import Any
 import click
 
 from api import invoice_csv, invoice_pdf, schemas
-from api.cli.billing import parse_amount
-from api.cli.cost import parse_moment
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import NUMBER, data_dir_option, json_option
+from api.cli.options import NUMBER, account_option, data_dir_option, json_option
 from api.cli.output import moment, print_json, print_table
+from api.cli.values import parse_amount, parse_moment
 from api.invoice_pdf import FontError
 from billing import closing, credit_notes, invoice_lines, money
 from billing import invoices as stored
@@ -89,7 +88,7 @@ def show(*, number: int, as_csv: bool, pdf: Path | None, trace: int | None, as_j
 
 
 @invoices.command()
-@click.option("--account", "account_name", required=True, help="Account whose period is closed.")
+@account_option
 @click.option("--until", help="End of the period: a day or a moment, UTC; now, if none is named.")
 @json_option
 @data_dir_option

@@ -16,6 +16,7 @@ NUMBER = click.IntRange(1, 2**63 - 1)
 COUNT = click.IntRange(0, 2**62)
 """How many are left out of a list."""
 
+PROJECT_CHARS_MAX = 64
 REFERENCE_CHARS_MAX = 100
 """A reference is part of a ledger entry's source, beside the account or the entry that it is for."""
 
@@ -40,15 +41,28 @@ def data_dir_option(command: Command) -> Command:
     )(command)
 
 
+def account_option(command: Command) -> Command:
+    """`--account`, of a command that is about one account; as the argument `account_name`."""
+    return click.option("--account", "account_name", required=True, help="Account that it is for.")(command)
+
+
+def project_option(help_text: str) -> Callable[[Command], Command]:
+    """`--project`, as the argument `project_id`."""
+    return click.option("--project", "project_id", callback=_at_most(PROJECT_CHARS_MAX), help=help_text)
+
+
 def reference_option(help_text: str) -> Callable[[Command], Command]:
     """`--reference`, short enough for the ledger."""
-    return click.option("--reference", callback=_short_enough, help=help_text)
+    return click.option("--reference", callback=_at_most(REFERENCE_CHARS_MAX), help=help_text)
 
 
-def _short_enough(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and len(value) > REFERENCE_CHARS_MAX:
-        raise click.BadParameter(f"{len(value)} characters are too long: use at most {REFERENCE_CHARS_MAX}.")
-    return value
+def _at_most(chars_max: int) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    def check(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+        if value is not None and len(value) > chars_max:
+            raise click.BadParameter(f"{len(value)} characters are too long: use at most {chars_max}.")
+        return value
+
+    return check
 
 
 def json_option(command: Command) -> Command:

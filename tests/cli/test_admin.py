@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 from api.cli import doctor, process_table
 from api.cli.commands import COMMANDS, piecework
-from api.cli.cost import parse_moment
 from api.cli.dead_worker import release
 from api.cli.errors import CliError
+from api.cli.values import parse_moment
 from storage import accounts, leases, runs, workers
 from storage.deaths import Cause, Freed
 from storage.migrate import migrate

@@ -142,6 +142,15 @@ def test_a_reference_fits_into_the_ledger_or_is_refused(data_dir: Path) -> None:
     assert balance(data_dir, "ada") == "1.5"
 
 
+@pytest.mark.parametrize("arguments", [["topup", "1"], ["credit", "1"], ["balance"], ["entries"]])
+def test_a_name_that_no_project_can_have_is_refused(data_dir: Path, arguments: list[str]) -> None:
+    # when
+    refused = run(data_dir, "billing", *arguments, "--account", "ada", "--project", "p" * 65)
+
+    # then
+    assert (refused.exit_code, "65 characters are too long: use at most 64" in refused.output) == (2, True)
+
+
 def test_a_rate_card_that_is_not_text_is_refused_in_one_line(data_dir: Path) -> None:
     # given
     file = data_dir / "card.toml"
