@@ -28,8 +28,6 @@ FORK_S = 5.0
 
 # Looked up once: between fork and exec another thread may hold the loader's lock for good.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-CAN_ADOPT = _prctl is not None
-"""Whether a process made by a fork server can become our own child."""
 
 
 class ForkError(Exception):
@@ -125,7 +123,7 @@ class Process:
                 raise ForkError("the fork server has ended")
             for word in words:
                 if word.startswith(FORKED):
-                    return _Adopted(int(word.removeprefix(FORKED)))
+                    return _adopt(int(word.removeprefix(FORKED)))
         raise ForkError(f"the fork server has not answered within {FORK_S:.0f} s")
 
     def read(self) -> bytes | None:
@@ -182,10 +180,22 @@ def program(argv: Sequence[str]) -> Start:
     return start
 
 
-def adopt_orphans(wanted: bool = True) -> None:
-    """Be the parent of all descendants that lose theirs, as a fork server's processes do; or no longer."""
-    if _prctl is not None:
-        _prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
+def adopt_orphans(wanted: bool = True) -> bool:
+    """Be the parent of all descendants that lose theirs, as a fork server's processes do; or no longer.
+
+    Returns:
+        Whether the kernel does so.
+    """
+    return _prctl is not None and _prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0
+
+
+def _adopt(pid: int) -> _Adopted:
+    made = _Adopted(pid)
+    try:
+        made.poll()
+    except ChildProcessError as error:
+        raise ForkError(f"process {pid} did not become our child: call `adopt_orphans` first") from error
+    return made
 
 
 class _Adopted:

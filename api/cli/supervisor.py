@@ -124,9 +124,9 @@ class Supervisor:
     def _awaits_forkserver(self, child: Child) -> bool:
         """Whether a fork server is about to be ready, which then makes this process in no time."""
         server = self._forkserver
-        if server is None or not child.spec.forked or server.broken:
+        if server is None or server.process is None or server.broken or not child.spec.forked:
             return False
-        return server.process is None or not server.process.ready
+        return not server.process.ready
 
     def _watch(self, child: Child, process: Process) -> None:
         if child.log is not None:
@@ -143,7 +143,8 @@ class Supervisor:
                     self._selector.unregister(end)
 
     def _announce(self) -> None:
-        ready = all(child.ready or self._awaits_forkserver(child) for child in self.children)
+        needed = [child for child in self.children if child is not self._forkserver]
+        ready = all(child.ready or self._awaits_forkserver(child) for child in needed)
         if ready and not self._announced and not self._stopping:
             self._announced = True
             self._on_ready()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from api.cli.child import COSTLY_BACKOFF_S, ChildSpec, Death
 from api.cli.parts import python
-from api.cli.process import CAN_ADOPT, adopt_orphans
+from api.cli.process import adopt_orphans
 from api.cli.supervisor import FORKSERVER
 from storage.settings import StorageSettings
 
@@ -116,9 +116,8 @@ def forkserver_children(variables: Mapping[str, str], *, wanted: bool) -> list[C
         variables: environment that its workers have in common.
         wanted: whether there is to be one.
     """
-    if not wanted or not CAN_ADOPT:
+    if not wanted or not adopt_orphans():
         return []
-    adopt_orphans()
     argv = (*python("worker"), "--forkserver")
     return [
         ChildSpec(FORKSERVER, FORKSERVER, argv, lambda: variables, speaks=True, backoff_s=COSTLY_BACKOFF_S, unfit=UNFIT)

@@ -22,7 +22,7 @@ from worker.forkserver import UNFIT, UnfitError, check_fit
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.skipif(not process.CAN_ADOPT, reason="fork servers are for Linux alone"),
+    pytest.mark.skipif(sys.platform != "linux", reason="fork servers are for Linux alone"),
 ]
 
 WORKS = """
@@ -69,9 +69,9 @@ Supervisor(
 @pytest.fixture(autouse=True)
 def _adopting() -> Iterator[None]:
     """What fork servers make becomes ours, while a test runs."""
-    adopt_orphans()
+    assert adopt_orphans()
     yield
-    adopt_orphans(False)
+    assert adopt_orphans(False)
 
 
 def server(code: str = SERVES, **more: object) -> ChildSpec:
@@ -197,15 +197,19 @@ def test_a_worker_is_started_by_itself_where_the_fork_server_cannot_load(tmp_pat
 
 
 def test_an_unfit_fork_server_is_not_started_again(tmp_path: Path) -> None:
-    # given
-    run = Run(tmp_path, [server(f"raise SystemExit({UNFIT})", unfit=UNFIT), worker()])
+    # given one, and a service that is ready only after it has ended
+    def is_over() -> bool:
+        return run.supervisor.children[1].code is not None
+
+    late = script("api", WORKS, is_ready=is_over)
+    run = Run(tmp_path, [late, server(f"raise SystemExit({UNFIT})", unfit=UNFIT), worker()])
 
     def kill_the_worker() -> None:
         wait_until(lambda: is_ready(run, "worker"), "the worker is ready")
-        pid = run.pids()[1]
+        pid = run.pids()[2]
         kill(pid)
-        wait_until(lambda: run.pids()[1] not in (None, pid) and is_ready(run, "worker"), "another one works")
-        assert run.pids()[0] is None
+        wait_until(lambda: run.pids()[2] not in (None, pid) and is_ready(run, "worker"), "another one works")
+        assert run.pids()[1] is None
 
     # then workers are started by themselves
     run.during(kill_the_worker)
