@@ -92,7 +92,7 @@ bench-deterministic: install ## price of the deterministic setting, and a cached
 bench-durability: install ## price of journal and write-back: training against the same passes in memory; ARGS="--size small"
 	@$(BIN)/python -m benchmarks.durability $(ARGS)
 
-bench-recovery: install ## kill -9 of the worker until work goes on, with a warm spare and without; ARGS="--kills 20"
+bench-recovery: install ## kill -9 of the worker until work goes on, with a fork server and without; ARGS="--kills 20"
 	@$(BIN)/python -m benchmarks.recovery $(ARGS)
 
 bench-state-io: install test-servers ## save and load of a run's state against the object store's own put and get

@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worker.supervised import LINE_FD, WORKER_NAME, call_oneself, say, say_ready
+from worker.supervised import LINE_FD, SUPERVISED, WORKER_NAME, call_oneself, say, say_ready
 
 FORKSERVER = "--forkserver"
 FORKSERVER_NAME = "forkserver"
@@ -36,7 +36,7 @@ UNFIT = 3
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Has `torch.cuda.is_available` ask without initialising CUDA."""
 _PR_SET_PDEATHSIG = 1
-_CUDA_ERROR_NOT_INITIALIZED = 3
+_CUDA_SUCCESS = 0
 _REQUEST_MAX = 1 << 16
 _LOOK_S = 0.0005
 
@@ -109,7 +109,7 @@ def check_fit(num_threads: int) -> None:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return
-    if driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED:
+    if driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == _CUDA_SUCCESS:
         raise UnfitError("something that was loaded has initialised the CUDA driver")
 
 
@@ -171,6 +171,7 @@ def _become_worker(environment: Mapping[str, str], fds: Sequence[int]) -> None:
             os.dup2(fd, target)
         os.close(fd)
     os.environ.update(environment)
+    sys.argv[1:] = [SUPERVISED]  # as which it would be started anew
     call_oneself(WORKER_NAME)
     if not os.read(LINE_FD, 64):  # the supervisor has given this one up
         os._exit(0)

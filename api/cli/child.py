@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import structlog
+
 from api.cli.child_log import ChildLog
 from api.cli.process import ForkError, Process, Start, program
+
+log = structlog.get_logger()
 
 NEVER = float("inf")
 SETTLED_S = 5.0
@@ -78,6 +82,7 @@ class Child:
         code: return code of the latest process that ended.
         ever_ready: whether one of its processes has said that it is ready.
         broken: whether the latest process that ended never said so, and none has since.
+        goes_by_itself: whether the next one is started as a program: one that was forked has ended before it was ready.
     """
 
     def __init__(self, spec: ChildSpec, log: ChildLog | None) -> None:
@@ -87,9 +92,11 @@ class Child:
         self.ready = False
         self.ever_ready = False
         self.broken = False
+        self.goes_by_itself = False
         self.start_at = 0.0
         self.code: int | None = None
         self.num_quick_deaths = 0
+        self._is_forked = False
 
     @property
     def pid(self) -> int | None:
@@ -105,15 +112,19 @@ class Child:
         if self.log is not None:
             self.log.tail.clear()
         self.ready = self.spec.is_ready is None
-        if forkserver is not None:
+        environment = dict(self.spec.make_environment())
+        self._is_forked = False
+        if forkserver is not None and not self.goes_by_itself:
             try:
-                self.process = self._launch(forkserver.fork)
+                self.process = self._launch(forkserver.fork, environment)
                 self.process.begin()
-                return True
-            except ForkError:
+                self._is_forked = True
+            except ForkError as error:
+                log.warning("fork_failed", child=self.spec.name, forkserver=forkserver.pid, reason=str(error))
                 forkserver.send(signal.SIGKILL)
-        self.process = self._launch(program(self.spec.argv))
-        return False
+        if not self._is_forked:
+            self.process = self._launch(program(self.spec.argv), environment)
+        return self._is_forked
 
     def listen(self, process: Process) -> bool:
         """Take in what a process says of itself; False when it will say nothing more."""
@@ -144,6 +155,7 @@ class Child:
         assert self.process is not None
         self.code = self.process.find_code()
         self.broken = self.spec.speaks and not self.process.ready
+        self.goes_by_itself = self.broken and self._is_forked and self.code != -signal.SIGKILL
         quick = time.monotonic() - self.process.begun_at < SETTLED_S or self.broken
         self.num_quick_deaths = self.num_quick_deaths + 1 if quick else 0
         self.start_at = time.monotonic() + _wait_s(self.spec.backoff_s, self.num_quick_deaths)
@@ -159,8 +171,7 @@ class Child:
         if self.process is not None:
             self.process.send(signal_number)
 
-    def _launch(self, start: Start) -> Process:
-        environment = dict(self.spec.make_environment())
+    def _launch(self, start: Start, environment: Mapping[str, str]) -> Process:
         return Process(start, environment, captured=self.log is not None, speaks=self.spec.speaks)
 
 

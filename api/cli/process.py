@@ -16,14 +16,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 BEGIN = b"begin\n"
 READY, FORKED = b"ready", b"forked "
 """What a process says over its line: it takes work; a fork server has made a process, whose number follows."""
-FORK_S = 5.0
+FORK_S = 2.0
 """A fork server that has not answered by then is stopped or lost: a fork takes hundredths of a second."""
 
 # Looked up once: between fork and exec another thread may hold the loader's lock for good.
@@ -187,6 +187,17 @@ def adopt_orphans(wanted: bool = True) -> bool:
         Whether the kernel does so.
     """
     return _prctl is not None and _prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0
+
+
+def reap_orphans(known: Collection[int]) -> None:
+    """Wait for the dead among adopted processes that nobody here knows of, so that they do not stay as zombies.
+
+    Args:
+        known: process ids of children that somebody else waits for.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and dead.si_pid not in known:
+            os.waitpid(dead.si_pid, 0)
 
 
 def _adopt(pid: int) -> _Adopted:

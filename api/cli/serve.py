@@ -73,6 +73,7 @@ def serve(host: str | None, port: int | None, data_dir: Path, devices: tuple[str
             grace_s=grace_s,
             say=_say,
             logs=_logs(data_dir),
+            reaps_orphans=True,
             on_ready=lambda: _say(f"ready: {url}"),
             on_change=lambda running: _write_table(data_dir, url, running),
         )

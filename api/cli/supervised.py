@@ -32,7 +32,7 @@ def supervise_worker(data_dir: Path, variables: Mapping[str, str], *, worker_nam
     dead_workers = DeadWorkers(StorageSettings(data_dir=data_dir), lambda line: log.warning("not_freed", reason=line))
     worker = worker_child("worker", variables, dead_workers, worker_name=worker_name, must_start=True)
     specs = [*forkserver_children(variables, wanted=forkserver), worker]
-    supervisor = Supervisor(specs, grace_s=NO_LIMIT, say=_told_by_events, logs=None)
+    supervisor = Supervisor(specs, grace_s=NO_LIMIT, say=_told_by_events, logs=None, reaps_orphans=True)
     supervisor.run()
     dead_workers.finish()
     code = supervisor.children[-1].code or 0

@@ -20,7 +20,7 @@ import structlog
 
 from api.cli.child import NEVER, Child, ChildSpec, Death
 from api.cli.child_log import ChildLog
-from api.cli.process import Process
+from api.cli.process import Process, reap_orphans
 from api.cli.signal_pipe import STOP_SIGNALS, signal_pipe
 
 log = structlog.get_logger()
@@ -29,6 +29,8 @@ READY_POLL_S = 0.03
 BROKER_GRACE_S = 5.0
 FORKSERVER = "forkserver"
 """The role of the child that makes others; at most one."""
+LOAD_S = 120.0
+"""A fork server that has not loaded by then is waited for no longer."""
 TELL_WHY_MAX = 2
 """A process that cannot start says so on the console this often; its log goes on."""
 _IDLE_S = 60.0
@@ -48,6 +50,7 @@ class Supervisor:
         grace_s: how long a child may take to stop before it is killed; infinite where somebody else sees to that.
         say: takes lines for a person.
         logs: directory of the children's logs; None lets their output go where ours goes.
+        reaps_orphans: whether all children of this process are the supervisor's, also those that it has adopted.
         on_ready: called once, when all children are ready for the first time.
         on_change: told all processes whenever one has started or ended; none at the end.
 
@@ -62,6 +65,7 @@ class Supervisor:
         grace_s: float,
         say: Say,
         logs: Path | None,
+        reaps_orphans: bool = False,
         on_ready: Callable[[], None] = lambda: None,
         on_change: Callable[[Running], None] = lambda _running: None,
     ) -> None:
@@ -70,6 +74,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._logs = logs
         self._on_change = on_change
+        self._reaps_orphans = reaps_orphans
         self._announced = False
         self._stopping = False
         self._broker_told = False
@@ -126,7 +131,7 @@ class Supervisor:
         server = self._forkserver
         if server is None or server.process is None or server.broken or not child.spec.forked:
             return False
-        return not server.process.ready
+        return not server.process.ready and time.monotonic() < server.process.begun_at + LOAD_S
 
     def _watch(self, child: Child, process: Process) -> None:
         if child.log is not None:
@@ -170,6 +175,8 @@ class Supervisor:
         for child in self.children:
             if child.process is not None and child.process.find_code() is not None:
                 self._reap_child(child, child.process)
+        if self._reaps_orphans:
+            reap_orphans([child.pid for child in self.children if child.pid is not None])
 
     def _reap_child(self, child: Child, process: Process) -> None:
         self._unwatch(process)
@@ -181,7 +188,7 @@ class Supervisor:
                 stopped = code > 0 or code in (-signal.SIGTERM, -signal.SIGKILL)
                 child.spec.on_death(Death(process.environment, code, stopped=stopped))
             return
-        if child.spec.must_start and not child.ever_ready:
+        if child.spec.must_start and not child.ever_ready and not child.goes_by_itself:
             log.error("child_did_not_start", child=child.spec.name, code=code)
             self._stop()
             return
@@ -239,6 +246,8 @@ class Supervisor:
         """Until the next time that something is due without being announced by the kernel."""
         now = time.monotonic()
         due = [self._kill_at, *(child.start_at for child in self.children if child.process is None)]
+        if self._forkserver is not None and self._forkserver.process is not None:
+            due.append(self._forkserver.process.begun_at + LOAD_S)
         waits = [max(at - now, READY_POLL_S) for at in due if at > now - _JUST_PASSED_S]
         if self._stopping and self._kill_at <= now:
             waits.append(READY_POLL_S)

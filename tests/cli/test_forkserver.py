@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from api.cli import process
+from api.cli import process, supervisor, worker_child
 from api.cli.child import ChildSpec, Death
-from api.cli.process import Process, adopt_orphans, program
+from api.cli.process import Process, adopt_orphans, program, reap_orphans
 from api.cli.supervisor import FORKSERVER
+from storage.settings import StorageSettings
 from tests.cli.conftest import environment, is_alive, wait_until
 from tests.cli.supervised import Run, script
+from worker.forkserver import FORKSERVER as FORKSERVER_FLAG
 from worker.forkserver import UNFIT, UnfitError, check_fit
+from worker.supervised import SUPERVISED
 
 pytestmark = [
     pytest.mark.processes,
@@ -46,8 +50,9 @@ import os
 from worker import forkserver
 forkserver.serve()
 import torch
-torch.randn(600, 600) @ torch.randn(600, 600)
-os.write(0, b"threads %d\\n" % len(os.listdir("/proc/self/task")))
+before = len(os.listdir("/proc/self/task"))
+torch.ones(1 << 22).exp()
+os.write(0, b"%d %d\\n" % (torch.get_num_threads(), len(os.listdir("/proc/self/task")) - before))
 """
 SUPERVISES = """
 import sys
@@ -162,12 +167,14 @@ def test_a_worker_is_started_by_itself_where_the_fork_server_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a fork server that is stopped
-    monkeypatch.setattr(process, "FORK_S", 0.3)
-    run = Run(tmp_path, [server(), worker()])
+    numbers = iter(range(100))
+    spec = worker(make_environment=lambda: {"NUMBER": str(next(numbers))})
+    run = Run(tmp_path, [server(), spec])
 
     def stop_the_server() -> None:
         wait_until(lambda: is_ready(run, "worker"), "the worker is ready")
         before, pid = run.pids()
+        monkeypatch.setattr(process, "FORK_S", 0.3)
         kill(before, signal.SIGSTOP)
 
         # when the worker dies
@@ -178,6 +185,7 @@ def test_a_worker_is_started_by_itself_where_the_fork_server_does_not_answer(
         wait_until(lambda: run.pids()[0] not in (None, before) and is_ready(run, FORKSERVER), "another one serves")
         assert not is_forked(run)
         assert not is_alive(before or 0)
+        assert psutil.Process(run.pids()[1]).environ()["NUMBER"] == "1"
 
     run.during(stop_the_server)
 
@@ -186,14 +194,48 @@ def test_a_worker_is_started_by_itself_where_the_fork_server_cannot_load(tmp_pat
     # given a fork server that ends before it is ready
     run = Run(tmp_path, [server("raise SystemExit(1)", backoff_s=(0.0, 60.0)), worker()])
 
+    def told() -> list[str]:
+        return [line for line in run.said if line.startswith("forkserver (pid ")]
+
     # then the worker does not wait for it
-    run.during(lambda: wait_until(lambda: is_ready(run, "worker"), "the worker is ready"))
+    def look() -> None:
+        wait_until(lambda: is_ready(run, "worker"), "the worker is ready")
+        wait_until(lambda: len(told()) == 2, "it has been tried twice")
+
+    run.during(look)
 
     # and it is tried again, ever later
-    told = [line for line in run.said if line.startswith("forkserver (pid ")]
-    assert len(told) == 2
-    assert "starting it again now" in told[0]
-    assert "starting it again in 60.0 s" in told[1] or "starting it again in 59.9 s" in told[1]
+    assert "starting it again now" in told()[0]
+    assert re.search(r"starting it again in (60|59)\.", told()[1])
+
+
+def test_a_forked_worker_that_ends_before_it_is_ready_is_followed_by_a_program(tmp_path: Path) -> None:
+    # given a fork server whose workers cannot work
+    fails = SERVES.replace("forkserver.say_ready()", "raise SystemExit(5)")
+    run = Run(tmp_path, [server(fails), worker(must_start=True)])
+
+    # then one that is started by itself does
+    run.during(lambda: wait_until(lambda: is_ready(run, "worker"), "the worker is ready"))
+    assert run.supervisor.children[1].ever_ready
+
+
+def test_a_fork_server_that_never_loads_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given
+    monkeypatch.setattr(supervisor, "LOAD_S", 0.5)
+    run = Run(tmp_path, [server(NEVER_SERVES), worker()])
+
+    # then the worker is started by itself
+    run.during(lambda: wait_until(lambda: is_ready(run, "worker"), "the worker is ready"))
+
+
+def test_what_supervisor_and_worker_say_to_each_other_is_the_same() -> None:
+    (spec,) = worker_child.forkserver_children({}, wanted=True)
+    dead_workers = worker_child.DeadWorkers(StorageSettings(), lambda _line: None)
+    assert spec.argv[-1] == FORKSERVER_FLAG
+    assert worker_child.worker_child("worker", {}, dead_workers).argv[-1] == SUPERVISED
+    assert spec.unfit == UNFIT
 
 
 def test_an_unfit_fork_server_is_not_started_again(tmp_path: Path) -> None:
@@ -308,6 +350,23 @@ def test_a_forked_worker_that_is_given_up_before_it_is_told_to_begin_ends() -> N
     assert serving.find_code() == 0
 
 
+def test_dead_orphans_are_reaped() -> None:
+    # given a process that another one has left to us, and that is dead
+    leaves = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-S', '-c', '']).pid)"
+    left = int(subprocess.run([sys.executable, "-S", "-c", leaves], stdout=subprocess.PIPE, check=True).stdout)
+    os.waitid(os.P_PID, left, os.WEXITED | os.WNOWAIT)
+
+    # then it stays as long as somebody else is said to wait for it
+    reap_orphans([left])
+    assert psutil.pid_exists(left)
+
+    # when nobody does
+    reap_orphans([])
+
+    # then it is gone
+    assert not psutil.pid_exists(left)
+
+
 def test_what_cannot_be_forked_is_found() -> None:
     # one thread more than is known of
     with pytest.raises(UnfitError, match="has begun 1 threads"):
@@ -333,15 +392,15 @@ def test_a_forked_worker_computes_with_several_threads(loaded: Process, tmp_path
     # given a fork server that has left no trace
     assert not (tmp_path / "data").exists()
 
-    # when a worker that it makes multiplies matrices
+    # when a worker that it makes computes on a large tensor
     made = Process(loaded.fork, {}, captured=False, speaks=True)
     made.begin()
 
-    # then a pool of threads has been begun there, and the product comes out
+    # then a second thread has been begun there, and something comes out
     wait_until(lambda: made.find_code() is not None, "it has computed", timeout_s=60)
     assert made.find_code() == 0
     assert made.line is not None
-    assert int(made.line.recv(64).split()[1]) >= 2
+    assert made.line.recv(64) == b"2 1\n"
     made.close()
 
     # when the fork server is told to end, then it does

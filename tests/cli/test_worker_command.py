@@ -25,12 +25,12 @@ START_S = 240.0
 class Worker:
     """A running `piecework worker`."""
 
-    def __init__(self, data_dir: Path, log: Path, *arguments: str) -> None:
+    def __init__(self, data_dir: Path, log: Path, *arguments: str, forkserver: bool = True) -> None:
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*PIECEWORK, "worker", "--data-dir", str(data_dir), *arguments],
-                env=environment(),
+                env={**environment(), "PIECEWORK_FORKSERVER": str(forkserver)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -55,10 +55,11 @@ class Worker:
         self.process.wait()
 
 
-@pytest.fixture
-def second(service: Service, tmp_path: Path) -> Iterator[Worker]:
-    """A second worker of a service, that takes messages."""
-    started = Worker(service.data_dir, tmp_path / "worker.log", "--worker-id", "second")
+@pytest.fixture(params=[True, False], ids=["forked", "loading by itself"])
+def second(service: Service, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Worker]:
+    """A second worker of a service, that takes messages, with a fork server and without."""
+    log = tmp_path / "worker.log"
+    started = Worker(service.data_dir, log, "--worker-id", "second", forkserver=request.param)
     try:
         wait_until(
             lambda: bool(started.events("child_ready", child="worker")), "the worker is ready", timeout_s=START_S
