@@ -1,4 +1,5 @@
-"""Every guard there is, in the order of an operation's life, and the tests that miss it; budgets have their own file.
+"""Every guard there is, in the order of an operation's life, and the tests that miss it; budgets and processes have
+their own files.
 
 The text to be replaced is chosen short and stable. A guard with others behind it is taken away together with them, or
 no test could tell; where that is so, it says which.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from tests.mutations.guard import Change, Guard
 from tests.mutations.guards_of_budgets import BUDGETS, EXPORTS, REFUSALS, WEBHOOKS
+from tests.mutations.guards_of_processes import FORKS
 
 _FIRST_TABLES = "storage/migrations/versions/0001_first_tables.py"
 _BILL_TABLES = "storage/migrations/versions/0004_the_bill.py"
@@ -453,4 +455,5 @@ GUARDS = (
     *RECOVERY,
     *REMINDERS,
     *DEATHS,
+    *FORKS,
 )

@@ -332,7 +332,7 @@ REFUSALS = (
     Guard(
         "the state of a budget that refuses",
         "a script would wait for room, and whoever runs the service would not be told why",
-        (Change("jobs/submit.py", "budgets.note_refused(tx, budget, error.units, now=now)", "pass"),),
+        (Change("jobs/submit.py", "budgets.note_refused(tx, error.budget, error.units, now=now)", "pass"),),
         ("tests/jobs/test_caps.py::test_a_budget_says_that_it_refuses_while_something_is_asked_for",),
     ),
     Guard(
@@ -365,8 +365,8 @@ REFUSALS = (
         (
             Change(
                 "jobs/submit.py",
-                "error.budget is None or error.budget.was_refused(now, budgets.NOTED_AGAIN_S)",
-                "error.budget is None",
+                "error.budget is not None and not error.budget.was_refused(now, budgets.NOTED_AGAIN_S)",
+                "error.budget is not None",
             ),
         ),
         ("tests/jobs/test_caps.py::test_a_refusal_is_written_down_every_ten_seconds_at_most",),
