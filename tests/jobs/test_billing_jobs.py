@@ -26,20 +26,21 @@ def charged(storage: Storage) -> Storage:
 
 def test_a_month_is_closed_once_when_it_is_over(charged: Storage, clock: FrozenClock) -> None:
     # When
-    billing_jobs.run("close_months", charged, JobsSettings())
+    _do("close_months", charged)
     before = _num(charged, billing_tables.invoice)
     end = closing.month_end(_now(charged))
     clock.advance((end - _now(charged) + closing.GRACE).total_seconds())
-    done = [billing_jobs.run("close_months", charged, JobsSettings()) for _ in range(3)]
+    for _ in range(3):
+        _do("close_months", charged)
     # Then
-    assert (before, done) == (0, [True] * 3)
+    assert before == 0
     with charged.database.read() as tx:
         (invoice,) = invoices.list_invoices(tx)
         assert (invoice.period_end, ledger.total_units(tx)) == (end, invoice.units)
 
 
 def test_usage_is_rolled_up(charged: Storage) -> None:
-    assert billing_jobs.run("roll_up", charged, JobsSettings())
+    _do("roll_up", charged)
     assert _num(charged, billing_tables.usage_rollup) == 1
 
 
@@ -58,7 +59,7 @@ def test_storage_is_metered_by_the_hour(storage: Storage, clock: FrozenClock) ->
         make_checkpoint(tx, make_run(tx), now=storage.database.now(tx))
     nums = []
     for _ in range(3):
-        assert billing_jobs.run("meter_storage", storage, JobsSettings())
+        _do("meter_storage", storage)
         nums.append(_num(storage, billing_tables.storage_usage))
         clock.advance(3600)
     assert nums == [0, 0, 1]
@@ -66,6 +67,11 @@ def test_storage_is_metered_by_the_hour(storage: Storage, clock: FrozenClock) ->
 
 def test_a_job_of_another_version_is_done(storage: Storage) -> None:
     assert billing_jobs.run("fly", storage, JobsSettings())
+
+
+def _do(job: str, storage: Storage) -> None:
+    """All of a job, in as many parts as a slow machine makes of it."""
+    assert any(billing_jobs.run(job, storage, JobsSettings()) for _ in range(20))
 
 
 def _num(storage: Storage, table: object) -> int:
@@ -108,8 +114,7 @@ def test_days_that_no_scheduler_has_seen_are_exported_when_one_is_back(
 ) -> None:
     # Given
     def days() -> list[str]:
-        while not billing_jobs.run("export_day", charged, JobsSettings()):
-            pass
+        _do("export_day", charged)
         names = (str(keys.parse(one.key).filename) for one in charged.objects.list("exports/"))
         return sorted(name.removeprefix("usage-all-")[:10] for name in names)
 
@@ -132,7 +137,7 @@ def test_webhooks_are_told_by_a_job(charged: Storage, monkeypatch: pytest.Monkey
             webhooks.add(tx, None, f"{receiver.url}/ok", ["usage"], now=charged.database.now(tx))
         # When
         for job in ("roll_up", "deliver_webhooks", "deliver_webhooks", "forget_deliveries"):
-            assert billing_jobs.run(job, charged, JobsSettings())
+            _do(job, charged)
         # Then
         (message,) = receiver.received
         assert message.headers["content-type"] == "application/cloudevents-batch+json"
