@@ -24,6 +24,7 @@ Values = Sequence[Any]
 Round = Callable[[tinker.ServiceClient], Iterator[Values]]
 LEARNING_RATE = 2e-3
 VOCAB_SIZE = 320  # the tiny model's; imported from there, torch would come with it
+CLOSE_S = 60.0
 LONGEST = 120  # tokens: some payloads lie in the row, some in the object store
 
 
@@ -83,12 +84,21 @@ def main(name: str, url: str, record: Path, stop: Path) -> None:
     with record.open("a", buffering=1) as lines:
         number = 0
         while not stop.exists():
-            with tinker.ServiceClient(base_url=url, user_metadata={"script": name, "round": str(number)}) as client:
-                for values in ROUNDS[name](client):
-                    print(json.dumps({"at": time.time(), "round": number, "values": values}), file=lines)
+            client = tinker.ServiceClient(base_url=url, user_metadata={"script": name, "round": str(number)})
+            for values in ROUNDS[name](client):
+                print(json.dumps({"at": time.time(), "round": number, "values": values}), file=lines)
+            _close(client)
             print(json.dumps({"at": time.time(), "round": number, "done": True}), file=lines)
             number += 1
     sys.exit(0)
+
+
+def _close(client: tinker.ServiceClient) -> None:
+    """Finish the session. The SDK (0.38) may wait for ever for a heartbeat whose cancellation it has swallowed."""
+    try:
+        client.close("success").result(timeout=CLOSE_S)
+    except TimeoutError:
+        print(f"the client could not be closed within {CLOSE_S:.0f} s", file=sys.stderr)
 
 
 def _steps(training: tinker.TrainingClient, steps: Sequence[int]) -> Iterator[Values]:
