@@ -132,6 +132,7 @@ class Client(threading.Thread):
 
 def recover(deployment: Deployment, client: Client, *, warm: bool, after_s: float) -> Recovery:
     """Kill the worker once, some time after everything has settled, and wait until work goes on."""
+    _wait(lambda: deployment.pids("worker"), "a worker", deployment)
     (pid,) = deployment.pids("worker")
     _wait(lambda: _forkserver(deployment, pid), "a fork server that has loaded", deployment)
     settled = client.num_steps
