@@ -9,7 +9,7 @@ from pathlib import Path
 
 from api.cli.errors import CliError
 from api.cli.model_files import TAKEN
-from api.cli.parts import python
+from api.cli.process import python
 
 STARTER = "starter"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from api.cli.options import data_dir_option
+from api.cli.process import python
 
 
 @click.command()
@@ -54,11 +55,6 @@ def worker(
 def scheduler(data_dir: Path) -> None:
     """Run the scheduler: sweeps, expiry, closings. A second one waits until the first is gone."""
     _become("jobs.scheduler", _variables(data_dir))
-
-
-def python(module: str) -> tuple[str, ...]:
-    """The command line of a part. -P: a folder `api` in the current directory must not be taken for ours."""
-    return (sys.executable, "-P", "-m", module)
 
 
 def _variables(data_dir: Path, **values: str | int | None) -> dict[str, str]:

@@ -163,6 +163,11 @@ class Process:
         return words
 
 
+def python(module: str) -> tuple[str, ...]:
+    """The command line of a part. -P: a folder `api` in the current directory must not be taken for ours."""
+    return (sys.executable, "-P", "-m", module)
+
+
 def program(argv: Sequence[str]) -> Start:
     """Start a process as a program of its own."""
 

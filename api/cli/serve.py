@@ -20,7 +20,7 @@ from api.cli.child import ChildSpec
 from api.cli.child_log import BYTES_MAX, NUM_OLD
 from api.cli.errors import CliError
 from api.cli.options import data_dir_option
-from api.cli.parts import python
+from api.cli.process import python
 from api.cli.supervisor import Running, Supervisor
 from api.cli.worker_child import DeadWorkers, forkserver_children, worker_child
 from api.settings import ApiSettings, SupervisorSettings

@@ -8,8 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from api.cli.child import COSTLY_BACKOFF_S, ChildSpec, Death
-from api.cli.parts import python
-from api.cli.process import adopt_orphans
+from api.cli.process import adopt_orphans, python
 from api.cli.supervisor import FORKSERVER
 from storage.settings import StorageSettings
 
