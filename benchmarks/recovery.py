@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import func, select
 from tinker import types
 
+from api.cli.child import SETTLED_S
 from benchmarks.conditions import OthersLoad, describe, table
 from benchmarks.durability import write_model
 from benchmarks.gpu.arguments import SIZES
@@ -135,6 +136,7 @@ def recover(deployment: Deployment, client: Client, *, warm: bool, after_s: floa
     _wait(lambda: deployment.pids("worker"), "a worker", deployment)
     (pid,) = deployment.pids("worker")
     _wait(lambda: _forkserver(deployment, pid), "a fork server that has loaded", deployment)
+    _wait(lambda: time.time() - psutil.Process(pid).create_time() > SETTLED_S, "a settled worker", deployment)
     settled = client.num_steps
     _wait(lambda: client.num_steps > settled, "progress", deployment)
     time.sleep(after_s)
