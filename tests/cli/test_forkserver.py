@@ -24,10 +24,7 @@ from worker.forkserver import FORKSERVER as FORKSERVER_FLAG
 from worker.forkserver import UNFIT, UnfitError, check_fit
 from worker.supervised import SUPERVISED
 
-pytestmark = [
-    pytest.mark.processes,
-    pytest.mark.skipif(sys.platform != "linux", reason="fork servers are for Linux alone"),
-]
+pytestmark = pytest.mark.processes
 
 WORKS = """
 import os, time
