@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worker.supervised import LINE_FD, SUPERVISED, WORKER_NAME, call_oneself, say, say_ready
+from worker.supervised import LINE_FD, SUPERVISED, call_oneself, say, say_ready
 
 FORKSERVER = "--forkserver"
 FORKSERVER_NAME = "forkserver"
@@ -172,6 +172,5 @@ def _become_worker(environment: Mapping[str, str], fds: Sequence[int]) -> None:
         os.close(fd)
     os.environ.update(environment)
     sys.argv[1:] = [SUPERVISED]  # as which it would be started anew
-    call_oneself(WORKER_NAME)
     if not os.read(LINE_FD, 64):  # the supervisor has given this one up
         os._exit(0)

@@ -139,7 +139,6 @@ class Supervisor:
             self._selector.register(process.output, selectors.EVENT_READ, lambda: self._read(child, process))
         if process.line is not None:
             self._selector.register(process.line, selectors.EVENT_READ, lambda: self._listen(child, process))
-        self._tell_change()
 
     def _unwatch(self, process: Process) -> None:
         for end in (process.output, process.line):
