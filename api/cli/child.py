@@ -79,7 +79,7 @@ class Child:
     Attributes:
         log: takes the output; None leaves it to go where the supervisor's goes.
         start_at: monotonic time from which the process may be started.
-        code: return code of the latest process that ended.
+        code: return code of the latest process that ended; None also where none ran when it was to stop.
         ever_ready: whether one of its processes has said that it is ready.
         broken: whether the latest process that ended never said so, and none has since.
         goes_by_itself: whether the next one is started as a program: one that was forked has ended before it was ready.

@@ -214,6 +214,9 @@ class Supervisor:
             self._kill_at = now
             return
         self._say("stopping: running steps are finished first; press Ctrl-C again to stop at once")
+        for child in self.children:
+            if child.process is None:
+                child.code = None  # what has died before is not how it stops
         self._stop()
 
     def _stop(self) -> None:

@@ -314,6 +314,18 @@ def test_a_worker_that_must_start_and_does_not_ends_the_supervisor_with_its_code
     assert deaths == []
 
 
+def test_a_worker_that_waits_to_be_started_when_it_is_to_stop_has_stopped_well(tmp_path: Path) -> None:
+    # given a worker that has been killed, and a fork server that is still loading
+    run = Run(tmp_path, [server(NEVER_SERVES), script("worker", WORKS, speaks=True, forked=True)])
+    run.supervisor.children[1].code = -signal.SIGKILL
+
+    # when the supervisor is told to stop
+    run.during(lambda: None)
+
+    # then that death is not how the worker has ended
+    assert run.supervisor.children[1].code is None
+
+
 def test_a_worker_killed_after_its_grace_is_told_as_stopped_by_us(tmp_path: Path) -> None:
     # given a worker that does not hear SIGTERM
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WORKS
