@@ -82,7 +82,8 @@ class Child:
         code: return code of the latest process that ended; None also where none ran when it was to stop.
         ever_ready: whether one of its processes has said that it is ready.
         broken: whether the latest process that ended never said so, and none has since.
-        goes_by_itself: whether the next one is started as a program: one that was forked has ended before it was ready.
+        goes_by_itself: whether the next one is started as a program: one that was forked has ended or hung before it
+            was ready.
     """
 
     def __init__(self, spec: ChildSpec, log: ChildLog | None) -> None:
@@ -97,6 +98,7 @@ class Child:
         self.code: int | None = None
         self.num_quick_deaths = 0
         self._is_forked = False
+        self._hung = False
 
     @property
     def pid(self) -> int | None:
@@ -113,7 +115,7 @@ class Child:
             self.log.tail.clear()
         self.ready = self.spec.is_ready is None
         environment = dict(self.spec.make_environment())
-        self._is_forked = False
+        self._is_forked = self._hung = False
         if forkserver is not None and not self.goes_by_itself:
             try:
                 self.process = self._launch(forkserver.fork, environment)
@@ -150,12 +152,23 @@ class Child:
         self.ready = self.spec.is_ready()
         return self.ready
 
+    def kill_hung(self, limit_s: float) -> bool:
+        """Kill a forked process that is not ready this long after its start; whether it was killed now."""
+        process = self.process
+        if process is None or process.ready or self._hung or not self._is_forked:
+            return False
+        self._hung = time.monotonic() >= process.begun_at + limit_s
+        if self._hung:
+            process.send(signal.SIGKILL)
+        return self._hung
+
     def reap(self) -> None:
         """Note that the process is over: its code, and when the next one may begin."""
         assert self.process is not None
         self.code = self.process.find_code()
         self.broken = self.spec.speaks and not self.process.ready
-        self.goes_by_itself = self.broken and self._is_forked and self.code != -signal.SIGKILL
+        was_killed = self.code == -signal.SIGKILL and not self._hung
+        self.goes_by_itself = self.broken and self._is_forked and not was_killed
         quick = time.monotonic() - self.process.begun_at < SETTLED_S or self.broken
         self.num_quick_deaths = self.num_quick_deaths + 1 if quick else 0
         self.start_at = time.monotonic() + _wait_s(self.spec.backoff_s, self.num_quick_deaths)

@@ -31,6 +31,8 @@ FORKSERVER = "forkserver"
 """The role of the child that makes others; at most one."""
 LOAD_S = 120.0
 """A fork server that has not loaded by then is waited for no longer."""
+HANG_S = 120.0
+"""A forked worker that takes no work by then is taken to hang, as one would that a fork has left without threads."""
 TELL_WHY_MAX = 2
 """A process that cannot start says so on the console this often; its log goes on."""
 _IDLE_S = 60.0
@@ -97,6 +99,7 @@ class Supervisor:
                 self._announce()
                 for key, _ in self._selector.select(self._timeout_s()):
                     key.data()
+                self._kill_hung()
                 self._reap()
                 if self._stopping:
                     self._stop_next()
@@ -169,6 +172,12 @@ class Supervisor:
             self._selector.unregister(process.line)
         if process.ready and not was_ready:
             log.info("child_ready", child=child.spec.name, pid=process.pid)
+
+    def _kill_hung(self) -> None:
+        for child in self.children:
+            if child.kill_hung(HANG_S):
+                log.warning("child_hung", child=child.spec.name, pid=child.pid)
+                self._say(f"{child.spec.name} (pid {child.pid}) did not become ready in {HANG_S:g} s and is killed")
 
     def _reap(self) -> None:
         for child in self.children:
@@ -248,8 +257,9 @@ class Supervisor:
         """Until the next time that something is due without being announced by the kernel."""
         now = time.monotonic()
         due = [self._kill_at, *(child.start_at for child in self.children if child.process is None)]
-        if self._forkserver is not None and self._forkserver.process is not None:
-            due.append(self._forkserver.process.begun_at + LOAD_S)
+        for child in self.children:
+            if child.spec.speaks and child.process is not None and not child.process.ready:
+                due.append(child.process.begun_at + (LOAD_S if child is self._forkserver else HANG_S))
         waits = [max(at - now, READY_POLL_S) for at in due if at > now - _JUST_PASSED_S]
         if self._stopping and self._kill_at <= now:
             waits.append(READY_POLL_S)

@@ -215,6 +215,18 @@ def test_a_forked_worker_that_ends_before_it_is_ready_is_followed_by_a_program(t
     run.during(lambda: wait_until(lambda: is_ready(run, "worker"), "the worker is ready", timeout_s=30))
 
 
+def test_a_forked_worker_that_hangs_before_it_is_ready_is_followed_by_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a fork server whose workers hang
+    monkeypatch.setattr(supervisor, "HANG_S", 0.5)
+    run = Run(tmp_path, [server(SERVES.replace("forkserver.say_ready()", "time.sleep(1000)")), worker()])
+
+    # then one that is started by itself works
+    run.during(lambda: wait_until(lambda: is_ready(run, "worker"), "the worker is ready", timeout_s=30))
+    assert [line for line in run.said if "did not become ready in 0.5 s" in line]
+
+
 def test_a_fork_server_that_never_loads_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,11 +37,23 @@ FORKS = (
         (
             Change(
                 "api/cli/child.py",
-                "self.goes_by_itself = self.broken and self._is_forked and self.code != -signal.SIGKILL",
+                "self.goes_by_itself = self.broken and self._is_forked and not was_killed",
                 "self.goes_by_itself = False",
             ),
         ),
         (f"{_FORKS}::test_a_forked_worker_that_ends_before_it_is_ready_is_followed_by_a_program",),
+    ),
+    Guard(
+        "the end of a forked worker that hangs",
+        "a device would have a worker that never takes work",
+        (
+            Change(
+                "api/cli/child.py",
+                "            process.send(signal.SIGKILL)\n        return",
+                "            pass\n        return",
+            ),
+        ),
+        (f"{_FORKS}::test_a_forked_worker_that_hangs_before_it_is_ready_is_followed_by_a_program",),
     ),
     Guard(
         "the wait for orphans",
