@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tests.chaos import campaign, report
 from tests.chaos.campaign import Plan
 from tests.chaos.faults import Struck
-from tests.chaos.schedule import SetUp
+from tests.chaos.schedule import SetUp, all_kinds
 from tests.chaos.servers import BrokerKind
 
 
@@ -34,6 +34,12 @@ from tests.chaos.servers import BrokerKind
 )
 @click.option("--broker", type=click.Choice(["rabbitmq", "valkey"]), default="rabbitmq", help="Of the deployed set-up.")
 @click.option("--minutes", type=float, default=math.inf, help="No fault is begun after so long.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="TEXT",
+    help="Only faults whose kind contains this: `kill: api`, `stop`, `committed`. May be given several times.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings to this file too.")
 @click.option("--keep", is_flag=True, help="Keep data and logs also when everything holds.")
 @click.option("--verbose", is_flag=True, help="A line for each fault.")
@@ -44,6 +50,7 @@ def main(
     setup: SetUp,
     broker: BrokerKind,
     minutes: float,
+    only: tuple[str, ...],
     json_file: Path | None,
     keep: bool,
     verbose: bool,
@@ -58,12 +65,17 @@ def main(
     \b
     Examples:
       python -m tests.chaos --kills 20 --verbose
+      python -m tests.chaos --only "kill: api" --only "cut: clients"
       python -m tests.chaos --setup deployed --broker valkey --kills 200 --seed 7 --json found.json
     """
+    if none := [part for part in only if not any(part in kind for kind in all_kinds(setup))]:
+        some = [kind for kind in all_kinds(setup) if "at a point" not in kind]
+        there_are = f"{', '.join(some)}, and `ACT at a point: POINT` for every point of storage/failpoints.py"
+        raise click.UsageError(f"--only {none[0]!r}: there is no such fault. There are {there_are}.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # everything that was started is ended first
     console = Console(emoji=False)
     directory = Path(tempfile.mkdtemp(prefix="piecework-chaos-"))
-    plan = Plan(setup, seed, kills, broker, minutes)
+    plan = Plan(setup, seed, kills, broker, minutes, only)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(f"{setup}, seed {seed}", total=kills)

@@ -50,13 +50,19 @@ STORAGE_CHECKS: Sequence[Callable[[Storage], Sequence[str]]] = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done; everything random follows from `seed`. After so many `minutes` no fault is begun any more."""
+    """What is to be done; everything random follows from `seed`.
+
+    Attributes:
+        minutes: after which no fault is begun any more.
+        only: kinds of faults (`schedule.faults`); empty for all.
+    """
 
     setup: SetUp
     seed: int
     kills: int
     broker: BrokerKind = "rabbitmq"
     minutes: float = math.inf
+    only: tuple[str, ...] = ()
 
 
 @dataclass
@@ -125,7 +131,7 @@ def _disturb(
     """The reference first; then a fault at a random moment after there was progress, until there were enough."""
     clients.wait_for_round(checks.UNDISTURBED, timeout_s=PAUSE_MAX_S)
     outcome.undisturbed_pause_s = max(record.longest_pause_s for record in clients.records().values())
-    schedule: Iterator[Fault] = faults(plan.setup, plan.seed, lease_s=LEASE_S)
+    schedule: Iterator[Fault] = faults(plan.setup, plan.seed, lease_s=LEASE_S, only=plan.only)
     ends_at = time.monotonic() + 60.0 * plan.minutes
     while outcome.num_kills < plan.kills and time.monotonic() < ends_at:
         fault = next(schedule)

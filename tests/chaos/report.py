@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,9 +76,10 @@ def show(outcome: Outcome, logs: Path, console: Console) -> None:
         plan = outcome.plan
         console.print(f"[red]failed[/red] {escape(outcome.stopped_by)}", highlight=False)
         broker = f" --broker {plan.broker}" if plan.setup == "deployed" else ""
+        only = "".join(f" --only {shlex.quote(part)}" for part in plan.only)
         console.print(
             f"the same faults again: python -m tests.chaos --setup {plan.setup} --kills {plan.kills} "
-            f"--seed {plan.seed}{broker}\nlogs: {logs}",
+            f"--seed {plan.seed}{broker}{only}\nlogs: {logs}",
             soft_wrap=True,
         )
 

@@ -53,9 +53,13 @@ class Fault:
     after_records: int
     delay_s: float
 
+    @property
+    def kind(self) -> str:
+        """What is done, and to what."""
+        return f"{self.act}: {self.target}"
+
     def __str__(self) -> str:
-        lasting = f" for {self.lasts_s:.1f} s" if self.lasts_s else ""
-        return f"{self.act}: {self.target}{lasting}"
+        return f"{self.kind} for {self.lasts_s:.1f} s" if self.lasts_s else self.kind
 
 
 COMMON: Sequence[tuple[Act, str, int]] = (
@@ -92,8 +96,26 @@ OWN: dict[SetUp, Sequence[tuple[Act, str, int]]] = {
 }
 
 
-def faults(setup: SetUp, seed: int, *, lease_s: float) -> Iterator[Fault]:
-    """All faults of a seed, without end. `lease_s`: half of what stops is stopped for longer than a lease lasts."""
+def all_kinds(setup: SetUp) -> Sequence[str]:
+    """Of all faults that this set-up may meet."""
+    at_points = [f"{act}: {point}" for act in AT_POINT for point in Point]
+    return [f"{act}: {target}" for act, target, _ in (*COMMON, *OWN[setup])] + at_points
+
+
+def faults(setup: SetUp, seed: int, *, lease_s: float, only: Sequence[str] = ()) -> Iterator[Fault]:
+    """All faults of a seed, without end.
+
+    Args:
+        setup: says what there is that may fail.
+        seed: of everything that is random.
+        lease_s: half of what stops is stopped for longer than a lease lasts.
+        only: what a fault's kind must contain, any one of them; empty for all. Something must.
+    """
+    drawn = _drawn(setup, seed, lease_s)
+    return (fault for fault in drawn if not only or any(part in fault.kind for part in only))
+
+
+def _drawn(setup: SetUp, seed: int, lease_s: float) -> Iterator[Fault]:
     random = Random(seed)
     deck = _points(random)
     kinds = [*COMMON, *OWN[setup]]

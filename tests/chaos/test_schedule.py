@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 
 from storage.failpoints import Point
-from tests.chaos.schedule import AT_POINT, COMMON, OWN, SetUp, faults
+from tests.chaos.schedule import AT_POINT, COMMON, OWN, Act, SetUp, all_kinds, faults
 
 SETUPS = ("embedded", "deployed")
 
@@ -44,3 +44,15 @@ def test_half_of_what_is_stopped_is_stopped_for_longer_than_a_lease_lasts() -> N
     # then
     longer = sum(lasts_s > 2.0 for lasts_s in lasting) / len(lasting)
     assert 0.4 < longer < 0.6
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_faults_can_be_chosen_by_their_kind(setup: SetUp) -> None:
+    # given all faults, and those that somebody wants
+    drawn = list(islice(faults(setup, 5, lease_s=2.0), 400))
+    wanted = list(islice(faults(setup, 5, lease_s=2.0, only=("kill: api", "committed")), 10))
+
+    # then the order is the same, and no others come
+    chosen = [fault for fault in drawn if (fault.act, fault.target) == (Act.KILL, "api") or "committed" in fault.target]
+    assert wanted == chosen[:10]
+    assert {fault.kind for fault in drawn} <= set(all_kinds(setup))
