@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import socket
+import sys
 from types import FrameType
 
 import uvicorn
 
 from api.app import create_app
 from api.services import Services, open_services
+from storage.supervision import API_NAME, SUPERVISED, call_oneself, say_ready
 from storage.telemetry import set_up_logging
 
 GRACE_S = 5
@@ -24,6 +27,12 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._services = services
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take requests; a supervisor is told."""
+        await super().startup(sockets)
+        if self.started and SUPERVISED in sys.argv[1:]:
+            say_ready()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop, and let every waiting poll answer at once."""
         self._services.waiters.end()
@@ -32,6 +41,8 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     """Serve as set in the environment."""
+    if SUPERVISED in sys.argv[1:]:
+        call_oneself(API_NAME)
     set_up_logging("api")
     _raise_file_limit()
     services = open_services()

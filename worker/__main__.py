@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 
-from worker.forkserver import FORKSERVER, serve
-from worker.supervised import SUPERVISED, WORKER_NAME, call_oneself, say_ready
+from storage.supervision import SUPERVISED, WORKER_NAME, call_oneself, say_ready
+from worker.forkserver import FORKSERVER, go_on, serve
 
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
-    forked, supervised = FORKSERVER in sys.argv[1:], SUPERVISED in sys.argv[1:]
-    if forked:
-        serve()
+    option, *modules = sys.argv[1:] or [""]
+    if option == FORKSERVER:
+        go_on(serve(modules))
+        return
     call_oneself(WORKER_NAME)
     from worker.process import run  # torch and all the rest
 
-    run(on_ready=say_ready if forked or supervised else lambda: None)
+    run(on_ready=say_ready if option == SUPERVISED else lambda: None)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""A process that has loaded everything a worker needs, and makes workers of itself by `fork`.
+"""A process that has loaded everything a worker needs, and makes workers and other parts of itself by `fork`.
 
 Loading torch, transformers and the rest takes seconds of computing; a fork takes hundredths of one, and shares what has
 been loaded. So one such process beside any number of workers brings back each that dies, at once, as often as it takes.
 
-Its standard input is a socket whose other end the supervisor holds. A line of JSON on it, the variables of a worker,
-with the file descriptors of that worker's own standard input and, if it is captured, output, asks for a worker; the
-answer is its process id. The end of that socket means "nobody needs you any more". A worker becomes the supervisor's
-own child: its parent here ends at once, and the supervisor adopts orphans. So a fork server may die without any harm.
+Its standard input is a socket whose other end the supervisor holds. A line of JSON on it, command line and variables of
+a part, with the file descriptors of that part's own standard input and, if it is captured, output, asks for one; the
+answer is its process id. The end of that socket means "nobody needs you any more". What is made is then a child of the
+supervisor: its parent here ends at once, and the supervisor adopts orphans. So a fork server may die without any harm.
 
 What always holds: it computes nothing and touches no device. A pool of threads that a parent has begun hangs the child
 that uses it, and CUDA cannot be used in a child of a process that has initialised it: `check_fit` looks for both.
@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -25,8 +27,9 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from worker.supervised import LINE_FD, SUPERVISED, call_oneself, say, say_ready
+from storage.supervision import LINE_FD, call_oneself, say, say_ready
 
 FORKSERVER = "--forkserver"
 FORKSERVER_NAME = "forkserver"
@@ -45,27 +48,42 @@ class UnfitError(Exception):
     """A process forked from this one could not work."""
 
 
-def serve() -> None:
-    """Load, and fork a worker for every request. Returns in each worker; the server itself ends here."""
+def serve(modules: Sequence[str] = ()) -> Sequence[str]:
+    """Load, and fork a process for every request. Returns in each of these; the server itself ends here.
+
+    Args:
+        modules: names of what is imported beside all that a worker needs.
+
+    Returns:
+        The command line with which the process would have been started as a program; `go_on` does what that does.
+    """
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
     call_oneself(FORKSERVER_NAME)
-    _load()
+    _load(modules)
     supervisor = os.getppid()
     line = socket.socket(fileno=LINE_FD)
     say_ready()
     while True:
-        environment, fds = _receive(line)
+        request, fds = _receive(line)
         pid = _fork(supervisor)
         if pid == 0:
             line.detach()
-            _become_worker(environment, fds)
-            return
+            _become_another(request["environment"], fds)
+            argv: Sequence[str] = request["argv"]
+            return argv
         for fd in fds:
             os.close(fd)
         say(f"forked {pid}")
 
 
-def _load() -> None:
+def go_on(argv: Sequence[str]) -> None:
+    """Be the program `python -m MODULE ARGUMENTS` of a command line, and return at its end."""
+    module_at = argv.index("-m") + 1
+    sys.argv[1:] = argv[module_at + 1 :]
+    runpy.run_module(argv[module_at], run_name="__main__", alter_sys=True)
+
+
+def _load(modules: Sequence[str]) -> None:
     """Import all there is to import, or end the process."""
     asked = os.environ.get(NVML_CHECK)
     os.environ[NVML_CHECK] = "1"
@@ -76,6 +94,8 @@ def _load() -> None:
         from worker.rehearsal import rehearse
 
         rehearse()
+        for module in modules:
+            importlib.import_module(module)
         check_fit(before)
     except UnfitError as error:
         print(
@@ -117,8 +137,8 @@ def _num_threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-def _receive(line: socket.socket) -> tuple[Mapping[str, str], Sequence[int]]:
-    """The next request: variables and descriptors. Ends the process when no more can come."""
+def _receive(line: socket.socket) -> tuple[Mapping[str, Any], Sequence[int]]:
+    """The next request, and the descriptors with it. Ends the process when no more can come."""
     data, fds = b"", []
     while not data.endswith(b"\n"):
         try:
@@ -162,7 +182,7 @@ def _die_with(supervisor: int, *, not_yet: int) -> None:
         os._exit(1)
 
 
-def _become_worker(environment: Mapping[str, str], fds: Sequence[int]) -> None:
+def _become_another(environment: Mapping[str, str], fds: Sequence[int]) -> None:
     """Be a process as if it had been started with these variables and descriptors."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -171,6 +191,5 @@ def _become_worker(environment: Mapping[str, str], fds: Sequence[int]) -> None:
             os.dup2(fd, target)
         os.close(fd)
     os.environ.update(environment)
-    sys.argv[1:] = [SUPERVISED]  # as which it would be started anew
     if not os.read(LINE_FD, 64):  # the supervisor has given this one up
         os._exit(0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from api.cli.child_log import ChildLog
-from api.cli.process import ForkError, Process, Start, program
+from api.cli.process import ForkError, Process, Start, fork_by, program
 
 log = structlog.get_logger()
 
@@ -53,6 +53,7 @@ class ChildSpec:
         on_quick_death: told how many times in a row the process died soon after its start.
         speaks: the program says over its standard input, a socket, when it is ready (`process.py`).
         forked: made by the fork server of the supervisor, where there is one that is not broken; needs `speaks`.
+        awaits_fork: while the fork server loads, it waits: started as a program, it would take as long.
         must_start: an end before it was ever ready ends the supervisor with its code; needs `speaks`.
         backoff_s: wait before the restart after the n-th quick death in a row.
         unfit: exit code of a program that must not be started again.
@@ -68,6 +69,7 @@ class ChildSpec:
     on_quick_death: Callable[[int], None] | None = None
     speaks: bool = False
     forked: bool = False
+    awaits_fork: bool = False
     must_start: bool = False
     backoff_s: tuple[float, ...] = BACKOFF_S
     unfit: int | None = None
@@ -118,7 +120,7 @@ class Child:
         self._is_forked = self._hung = False
         if forkserver is not None and not self.goes_by_itself:
             try:
-                self.process = self._launch(forkserver.fork, environment)
+                self.process = self._launch(fork_by(forkserver, self.spec.argv), environment)
                 self.process.begin()
                 self._is_forked = True
             except ForkError as error:

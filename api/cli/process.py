@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import select
@@ -57,7 +58,7 @@ class Process:
     """A running process.
 
     Args:
-        start: `program` or `Process.fork`.
+        start: `program` or `fork_by`.
         environment: variables on top of the supervisor's own.
         captured: whether `read` is to have its output; else it goes where the supervisor's goes.
         speaks: whether it says over a socket, which is its standard input, when it is ready.
@@ -101,7 +102,9 @@ class Process:
         """Take in what it says of itself; False when it has closed the line."""
         return self._hear() is not None
 
-    def fork(self, environment: Mapping[str, str], line: socket.socket | None, output: int | None) -> Handle:
+    def fork(
+        self, argv: Sequence[str], environment: Mapping[str, str], line: socket.socket | None, output: int | None
+    ) -> Handle:
         """Have a fork server that is ready make a process, which becomes our own child.
 
         Raises:
@@ -112,7 +115,8 @@ class Process:
         fds = [line.fileno(), *([] if output is None else [output])]
         deadline = time.monotonic() + FORK_S
         try:
-            socket.send_fds(self.line, [json.dumps(dict(environment)).encode() + b"\n"], fds)
+            request = json.dumps({"argv": argv, "environment": dict(environment)})
+            socket.send_fds(self.line, [request.encode() + b"\n"], fds)
         except OSError as error:
             raise ForkError(f"the fork server takes no requests: {error}") from error
         while (wait_s := deadline - time.monotonic()) > 0:
@@ -183,6 +187,11 @@ def program(argv: Sequence[str]) -> Start:
         )
 
     return start
+
+
+def fork_by(server: Process, argv: Sequence[str]) -> Start:
+    """Start a process by having a fork server make it, whose command line names one of its modules."""
+    return functools.partial(server.fork, argv)
 
 
 def adopt_orphans(wanted: bool = True) -> bool:

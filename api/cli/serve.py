@@ -26,6 +26,7 @@ from api.cli.worker_child import DeadWorkers, forkserver_children, worker_child
 from api.settings import ApiSettings, SupervisorSettings
 from jobs.settings import JobsSettings
 from storage.settings import StorageSettings
+from storage.supervision import SUPERVISED
 from storage.telemetry import set_up_logging
 
 if TYPE_CHECKING:
@@ -96,9 +97,17 @@ def _specs(
     if not jobs_settings.broker_url:
         specs.append(broker_spec(settings.data_dir, jobs_settings.broker_socket()))
     specs.append(
-        ChildSpec("api", "api", python("api"), lambda: api, is_ready=lambda: _is_healthy(_reachable(host), port))
+        ChildSpec(
+            "api",
+            "api",
+            (*python("api"), SUPERVISED),
+            lambda: api,
+            is_ready=lambda: _is_healthy(_reachable(host), port),
+            speaks=True,
+            forked=True,
+        )
     )
-    specs += forkserver_children(common, wanted=SupervisorSettings().forkserver)
+    specs += forkserver_children(common, "api.__main__", wanted=SupervisorSettings().forkserver)
     for number, device in enumerate(devices or ("",)):
         variables = {**common, **({"PIECEWORK_DEVICE": device} if device else {})}
         specs.append(worker_child(f"worker-{number}", variables, dead_workers))

@@ -32,7 +32,7 @@ FORKSERVER = "forkserver"
 LOAD_S = 120.0
 """A fork server that has not loaded by then is waited for no longer."""
 HANG_S = 120.0
-"""A forked worker that takes no work by then is taken to hang, as one would that a fork has left without threads."""
+"""A forked process that is not ready by then is taken to hang, as one would that a fork has left without threads."""
 TELL_WHY_MAX = 2
 """A process that cannot start says so on the console this often; its log goes on."""
 _IDLE_S = 60.0
@@ -132,7 +132,7 @@ class Supervisor:
     def _awaits_forkserver(self, child: Child) -> bool:
         """Whether a fork server is about to be ready, which then makes this process in no time."""
         server = self._forkserver
-        if server is None or server.process is None or server.broken or not child.spec.forked:
+        if server is None or server.process is None or server.broken or not child.spec.awaits_fork:
             return False
         return not server.process.ready and time.monotonic() < server.process.begun_at + LOAD_S
 

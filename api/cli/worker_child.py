@@ -11,6 +11,7 @@ from api.cli.child import COSTLY_BACKOFF_S, ChildSpec, Death
 from api.cli.process import adopt_orphans, python
 from api.cli.supervisor import FORKSERVER
 from storage.settings import StorageSettings
+from storage.supervision import SUPERVISED
 
 FREEING_S = 5.0
 UNFIT = 3
@@ -98,26 +99,28 @@ def worker_child(
     return ChildSpec(
         "worker",
         name,
-        (*python("worker"), "--supervised"),
+        (*python("worker"), SUPERVISED),
         environment,
         on_begun=dead_workers.get_ready,
         on_death=dead_workers.free,
         speaks=True,
         forked=True,
+        awaits_fork=True,
         must_start=must_start,
     )
 
 
-def forkserver_children(variables: Mapping[str, str], *, wanted: bool) -> list[ChildSpec]:
+def forkserver_children(variables: Mapping[str, str], *modules: str, wanted: bool) -> list[ChildSpec]:
     """What stands before workers among the supervisor's children: the process that makes them, where there can be one.
 
     Args:
-        variables: environment that its workers have in common.
+        variables: environment that what it makes has in common.
+        modules: of other parts that it is to make, beside workers.
         wanted: whether there is to be one.
     """
     if not wanted or not adopt_orphans():
         return []
-    argv = (*python("worker"), "--forkserver")
+    argv = (*python("worker"), "--forkserver", *modules)
     return [
         ChildSpec(FORKSERVER, FORKSERVER, argv, lambda: variables, speaks=True, backoff_s=COSTLY_BACKOFF_S, unfit=UNFIT)
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from storage.supervision import API_NAME, WORKER_NAME
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import Servers
 from tests.servers import free_port
@@ -147,7 +148,8 @@ def _role(process: psutil.Process) -> str:
     if command and "valkey-server" in command[0]:
         return "broker"
     module = command[command.index("-m") + 1] if "-m" in command[:-1] else ""
-    return "forkserver" if find_name(process) == FORKSERVER_NAME else ROLES.get(module, "")
+    name = find_name(process)
+    return name if name in (API_NAME, WORKER_NAME, FORKSERVER_NAME) else ROLES.get(module, "")
 
 
 def _created_at(process: psutil.Process) -> float:

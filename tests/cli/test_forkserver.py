@@ -18,11 +18,11 @@ from api.cli.child import ChildSpec, Death
 from api.cli.process import Process, adopt_orphans, program, reap_orphans
 from api.cli.supervisor import FORKSERVER
 from storage.settings import StorageSettings
+from storage.supervision import SUPERVISED
 from tests.cli.conftest import environment, is_alive, wait_until
 from tests.cli.supervised import Run, script
 from worker.forkserver import FORKSERVER as FORKSERVER_FLAG
 from worker.forkserver import UNFIT, UnfitError, check_fit
-from worker.supervised import SUPERVISED
 
 pytestmark = pytest.mark.processes
 
@@ -34,13 +34,28 @@ time.sleep(1000)
 SERVES = """
 import os, time
 from worker import forkserver
-forkserver._load = lambda: None
+forkserver._load = lambda modules: None
 forkserver.serve()
 print("worker", os.environ.get("NUMBER"), os.getpid(), os.getsid(0), flush=True)
 forkserver.say_ready()
 time.sleep(1000)
 """
 """A fork server that has nothing to load."""
+PART = """
+import os, sys, time
+print(__name__, sys.argv[1:], "part" in sys.modules, flush=True)
+if __name__ == "__main__":
+    os.write(0, b"ready\\n")
+    time.sleep(1000)
+"""
+GOES_ON = """
+import sys, types
+sys.path.insert(0, {directory!r})
+sys.modules["worker.rehearsal"] = types.SimpleNamespace(rehearse=lambda: None)
+from worker import forkserver
+forkserver.go_on(forkserver.serve(["part"]))
+"""
+"""A fork server that loads a part, and no torch."""
 NEVER_SERVES = "import time; time.sleep(1000)"
 COMPUTES = """
 import os
@@ -83,7 +98,7 @@ def server(code: str = SERVES, **more: object) -> ChildSpec:
 
 def worker(**more: object) -> ChildSpec:
     """A child that a fork server makes, or that is started by itself."""
-    return script("worker", WORKS, speaks=True, forked=True, **more)
+    return script("worker", WORKS, speaks=True, forked=True, awaits_fork=True, **more)
 
 
 def kill(pid: int | None, number: int = signal.SIGKILL) -> None:
@@ -275,6 +290,47 @@ def test_the_service_is_ready_while_the_fork_server_still_loads(tmp_path: Path) 
     assert run.supervisor.children[1].code is None
 
 
+def test_a_part_that_loads_quickly_does_not_wait_for_the_fork_server_and_is_forked_later(tmp_path: Path) -> None:
+    # given such a part, whose process begins while the fork server loads
+    loads = SERVES.replace("forkserver.serve()", "time.sleep(2); forkserver.serve()")
+    part = script("api", WORKS, speaks=True, forked=True)
+    run = Run(tmp_path, [server(loads), part])
+
+    def kill_the_part() -> None:
+        wait_until(lambda: is_ready(run, "api"), "the part is ready")
+        before, pid = run.pids()
+        assert not is_forked(run)
+        wait_until(lambda: is_ready(run, FORKSERVER), "the fork server is ready", timeout_s=30)
+
+        # when it dies beside a fork server that has loaded
+        kill(pid)
+
+        # then that makes the next one
+        wait_until(lambda: run.pids()[1] not in (None, pid) and is_ready(run, "api"), "another one is ready")
+        assert run.pids()[0] == before
+        assert is_forked(run)
+
+    run.during(kill_the_part)
+
+
+def test_a_fork_server_makes_any_part_whose_command_line_it_is_given(tmp_path: Path) -> None:
+    # given a fork server that imports a part beside what workers need, and that part's command line
+    (tmp_path / "part.py").write_text(PART)
+    serves = (sys.executable, "-c", GOES_ON.format(directory=str(tmp_path)))
+    part = (sys.executable, "-m", "part", "--one", "two")
+    specs = [
+        ChildSpec(FORKSERVER, FORKSERVER, serves, speaks=True),
+        ChildSpec("part", "part", part, speaks=True, forked=True, awaits_fork=True),
+    ]
+    run = Run(tmp_path, specs)
+
+    # when it is asked for one
+    run.during(lambda: wait_until(lambda: is_ready(run, "part"), "the part is ready", timeout_s=30))
+
+    # then this is what the command line says
+    assert (tmp_path / "logs" / "part.log").read_text().splitlines() == ["__main__ ['--one', 'two'] True"]
+
+
 def test_nothing_is_left_when_the_supervisor_has_been_stopped(tmp_path: Path) -> None:
     # given
     run = Run(tmp_path, [server(), worker()])
@@ -328,7 +384,7 @@ def test_a_worker_that_must_start_and_does_not_ends_the_supervisor_with_its_code
 
 def test_a_worker_that_waits_to_be_started_when_it_is_to_stop_has_stopped_well(tmp_path: Path) -> None:
     # given a worker that has been killed, and a fork server that is still loading
-    run = Run(tmp_path, [server(NEVER_SERVES), script("worker", WORKS, speaks=True, forked=True)])
+    run = Run(tmp_path, [server(NEVER_SERVES), worker()])
     run.supervisor.children[1].code = -signal.SIGKILL
 
     # when the supervisor is told to stop

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from storage.supervision import WORKER_NAME
 from tests.cli.conftest import PIECEWORK, Service, environment, is_alive, wait_until
 from tests.setups.deployment import find_name
-from worker.supervised import WORKER_NAME
 
 pytestmark = pytest.mark.processes
 

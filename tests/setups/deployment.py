@@ -27,8 +27,8 @@ from storage import failpoints
 from storage.failpoints import Point
 from storage.open import Storage, open_storage
 from storage.settings import StorageSettings
+from storage.supervision import WORKER_NAME
 from tests.servers import free_port
-from worker.supervised import WORKER_NAME
 
 PIECEWORK = (sys.executable, "-P", "-m", "api.cli")
 START_S = 120.0

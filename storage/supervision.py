@@ -1,4 +1,4 @@
-"""What a worker under a supervisor has of it: its standard input is a socket, whose other end the supervisor holds."""
+"""What a part under a supervisor has of it: its standard input is a socket, whose other end the supervisor holds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 SUPERVISED = "--supervised"
-WORKER_NAME = "worker"
-"""As `ps` and `top` show it (Linux)."""
+API_NAME, WORKER_NAME = "api", "worker"
+"""As `ps` and `top` show them (Linux)."""
 LINE_FD = 0
 
 
