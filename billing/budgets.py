@@ -17,11 +17,12 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, delete, insert, or_, select, text, update
 
-from billing import budget_alerts, money
+from billing import budget_alerts, money, owed
 from billing.dimensions import Dimensions
 from storage import billing_tables
 from storage.database import Database
 from storage.errors import RowNotFoundError
+from storage.patience import unhurried
 
 _table = billing_tables.budget
 _entry = billing_tables.ledger_entry
@@ -202,8 +203,9 @@ def add(
         "is_hard": is_hard,
         "thresholds": list(thresholds),
         "period_start": start,
-        "spent": clamped(_spent_since(tx, account_id, scope, scope_id, start)),
     }
+    with unhurried(tx):
+        values["spent"] = clamped(_spent_since(tx, account_id, scope, scope_id, start))
     added = insert(_table).values(**values, created_at=now).returning(_table.c.id)
     budget = Budget(id=tx.execute(added).scalar_one(), held=0, told_percent=0, **values)
     told = _told(tx, budget, now)
@@ -213,15 +215,14 @@ def add(
 
 
 def set_cap(tx: Connection, account_id: str, budget_id: int, cap: int, *, now: datetime) -> Budget:
-    """Change a cap, in `money.SCALE`-ths.
+    """Change a cap, in `money.SCALE`-ths. Thresholds that are thereby reached are told of.
 
     Raises:
         RowNotFoundError: the account has no such budget.
     """
     before = _locked(tx, account_id, budget_id, now)
     budget = replace(before, cap=cap, refused_at=None if cap > before.cap else before.refused_at)
-    percent = _percent(budget)
-    budget = replace(budget, told_percent=max((one for one in budget.thresholds if one <= percent), default=0))
+    budget = _told(tx, replace(budget, told_percent=min(before.told_percent, _reached(budget))), now)
     values = {"cap": cap} if cap <= before.cap else {"cap": cap, "refused_at": None}
     tx.execute(update(_table).where(_table.c.id == budget_id).values(**values))
     _tell_of_pause(tx, before, budget, now)
@@ -370,11 +371,17 @@ def _tell_of_pause(tx: Connection, before: Budget, after: Budget, now: datetime)
 
 def _told(tx: Connection, budget: Budget, now: datetime) -> Budget:
     """Tell of the highest threshold that is reached and was not told of in this period."""
-    reached = max((one for one in budget.thresholds if one <= _percent(budget)), default=0)
+    reached = _reached(budget)
     if reached <= budget.told_percent:
         return budget
     budget_alerts.threshold_reached(tx, budget.account_id, budget.as_json(), reached, now=now)
     return replace(budget, told_percent=reached)
+
+
+def _reached(budget: Budget) -> int:
+    """The highest threshold that is reached, in per cent."""
+    percent = _percent(budget)
+    return max((one for one in budget.thresholds if one <= percent), default=0)
 
 
 def clamped(units: int) -> int:
@@ -390,6 +397,8 @@ def _percent(budget: Budget) -> int:
 
 
 def _spent_since(tx: Connection, account_id: str, scope: Scope, scope_id: str, start: datetime) -> int:
+    if scope is Scope.ACCOUNT and start == ALWAYS:
+        return owed.units(tx, account_id)
     column = _entry.c[ENTRY_COLUMN[scope]]
     value: str | int = int(scope_id) if scope is Scope.KEY else scope_id
     query = select(*money.sum_columns(_entry.c.amount)).where(_entry.c.account_id == account_id, column == value)

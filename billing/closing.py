@@ -18,6 +18,8 @@ from billing.invoices import Invoice, InvoiceError, InvoiceKind
 from billing.money import AmountError
 from storage import billing_tables, tables
 from storage.database import Database
+from storage.errors import DatabaseUnavailableError
+from storage.patience import unhurried
 
 GRACE = timedelta(minutes=5)
 """A month is closed this long after its end: what was under way then is on its invoice, and not on the next one."""
@@ -124,10 +126,13 @@ def _close_next(database: Database, account_id: str) -> bool:
     if end is None:
         return False
     try:
-        with database.begin() as tx:
+        with database.begin() as tx, unhurried(tx):
             invoice = close(tx, account_id, end=end, now=database.now(tx))
     except AmountError as error:
         log.error("invoice_too_large", account=account_id, period_end=end.isoformat(), error=str(error))
+        return False
+    except DatabaseUnavailableError as error:  # the others' may be closed all the same
+        log.error("invoice_not_issued", account=account_id, period_end=end.isoformat(), error=str(error))
         return False
     if invoice is not None:
         log.info("invoice_issued", number=invoice.number, account=account_id, period_end=end.isoformat())

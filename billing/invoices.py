@@ -114,12 +114,6 @@ def newest_period(tx: Connection, account_id: str) -> Invoice | None:
     return None if row is None else Invoice(**row._mapping)
 
 
-def total_units(tx: Connection, account_id: str) -> int:
-    """The sum of the totals of an account's invoices and credit notes, in `money.SCALE`-ths."""
-    high, low = tx.execute(select(*money.sum_columns(_table.c.total)).where(_table.c.account_id == account_id)).one()
-    return money.sum_of(high, low)
-
-
 def digest(content: str) -> str:
     """What the row's `sha256` says of its document."""
     return hashlib.sha256(content.encode()).hexdigest()

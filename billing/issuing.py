@@ -10,7 +10,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, insert, select, update
 
-from billing import invoice_document, invoice_lines, invoices, ledger, money, rate_cards
+from billing import invoice_document, invoice_lines, invoices, ledger, money, owed, rate_cards
 from billing.dimensions import Dimensions
 from billing.invoice_document import Head
 from billing.invoices import Invoice, InvoiceKind
@@ -62,7 +62,7 @@ def issue(
         currency=currency,
         corrects=None if corrects is None else corrects.number,
         reason=reason,
-        owed_before=invoices.total_units(tx, account_id),
+        owed_before=owed.invoiced_units(tx, account_id),
     )
     content = invoice_document.write(head, lines, total=total)
     invoice = Invoice(

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select
 
-from billing import budgets, money
+from billing import budgets, money, owed
 from billing.dimensions import Dimensions
 from storage import billing_tables, rows
 from storage.errors import RowNotFoundError
@@ -175,6 +175,8 @@ def balance(tx: Connection, account_id: str, *, project_id: str | None = None, a
     Args:
         at: as it was at this moment; None is now.
     """
+    if project_id is None and at is None:
+        return -money.from_units(owed.units(tx, account_id))
     wanted = [_table.c.account_id == account_id]
     if project_id is not None:
         wanted.append(_table.c.project_id == project_id)

@@ -52,7 +52,7 @@ class PatientConnection(psycopg.Connection[Any]):
 
 @contextlib.contextmanager
 def unhurried(tx: Connection) -> Iterator[None]:
-    """Let statements of this transaction take long: those that change tables do."""
+    """Let statements of this transaction take long: those that change tables do, and those that add up a large bill."""
     connection = tx.connection.driver_connection
     if not isinstance(connection, PatientConnection):
         yield

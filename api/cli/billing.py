@@ -22,6 +22,7 @@ from billing import ledger, money, rate_cards
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind, NewEntry
 from storage.accounts import get_account
+from storage.patience import unhurried
 
 
 @click.group()
@@ -81,7 +82,7 @@ def credit(
 @data_dir_option
 def balance(*, account_name: str, project_id: str | None, moment: str | None, as_json: bool, data_dir: Path) -> None:
     """Show what an account has in its favour; negative is owed."""
-    with opened(data_dir) as storage, storage.database.read() as tx:
+    with opened(data_dir) as storage, storage.database.read() as tx, unhurried(tx):
         account = get_account(tx, account_name)
         at = parse_moment(moment, "--at", now=storage.database.now(tx)) if moment else None
         amount = money.plain(ledger.balance(tx, account.id, project_id=project_id, at=at))
@@ -103,15 +104,17 @@ def _book(
     data_dir: Path,
 ) -> None:
     units = parse_amount(amount)
-    with opened(data_dir) as storage, storage.database.begin() as tx:
-        account = get_account(tx, account_name)
-        source = f"{kind}:{account.id}:{reference or secrets.token_hex(8)}"
-        whom = Dimensions(account.id, project_id)
-        entry = NewEntry(kind, source, whom, -units, note=reference)
-        new = ledger.append_once(tx, entry, now=storage.database.now(tx))
-        booked = ledger.find(tx, source)
-        now_there = money.plain(ledger.balance(tx, account.id))
-        currency = rate_cards.currency(tx)
+    with opened(data_dir) as storage:
+        with storage.database.begin() as tx:
+            account = get_account(tx, account_name)
+            source = f"{kind}:{account.id}:{reference or secrets.token_hex(8)}"
+            whom = Dimensions(account.id, project_id)
+            entry = NewEntry(kind, source, whom, -units, note=reference)
+            new = ledger.append_once(tx, entry, now=storage.database.now(tx))
+            booked = ledger.find(tx, source)
+            currency = rate_cards.currency(tx)
+        with storage.database.read() as tx:  # adding up keeps nobody else waiting
+            now_there = money.plain(ledger.balance(tx, account.id))
     if not new and booked is not None and (booked.units, booked.dimensions.project_id) != (-units, project_id):
         raise CliError(
             f"reference {reference!r} is that of another booking, of {money.plain(-booked.amount)}: choose another one"

@@ -10,6 +10,7 @@ from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
 from api.cli.output import print_json, print_table, progress
 from billing import verify as checks
+from storage.patience import unhurried
 
 
 @click.command()
@@ -17,7 +18,7 @@ from billing import verify as checks
 @data_dir_option
 def verify(*, as_json: bool, data_dir: Path) -> None:
     """Price all usage anew and show every charge that differs; exit code 1 if there is one."""
-    with opened(data_dir) as storage, storage.database.read() as tx:
+    with opened(data_dir) as storage, storage.database.read() as tx, unhurried(tx):
         total = checks.num_rows(tx)
         with progress() as bars:
             bar = bars.add_task("verifying", total=total)

@@ -21,6 +21,7 @@ from billing.invoices import Invoice, InvoiceError
 from billing.money import AmountError
 from billing.settings import BillingSettings
 from storage.accounts import get_account, list_accounts
+from storage.patience import unhurried
 
 _SUMS = {"rounding": "rounding", "total": "total", "owed_after": "owed afterwards, with earlier invoices"}
 
@@ -94,7 +95,7 @@ def show(*, number: int, as_csv: bool, pdf: Path | None, trace: int | None, as_j
 @data_dir_option
 def close(account_name: str, until: str | None, as_json: bool, data_dir: Path) -> None:
     """Close a period of an account now; what has been closed is not closed again."""
-    with opened(data_dir) as storage, storage.database.begin() as tx:
+    with opened(data_dir) as storage, storage.database.begin() as tx, unhurried(tx):
         now = storage.database.now(tx)
         end = parse_moment(until, "--until", now=now) if until else now
         try:
@@ -119,7 +120,7 @@ def close(account_name: str, until: str | None, as_json: bool, data_dir: Path) -
 def credit(*, number: int, reason: str, line: int | None, amount: str | None, as_json: bool, data_dir: Path) -> None:
     """Take back charges of invoice NUMBER with a credit note."""
     units = None if amount is None else parse_amount(amount, "--amount")
-    with opened(data_dir) as storage, storage.database.begin() as tx:
+    with opened(data_dir) as storage, storage.database.begin() as tx, unhurried(tx):
         try:
             invoice, now = stored.get(tx, number), storage.database.now(tx)
             note = credit_notes.credit(tx, invoice, reason=reason, line=line, units=units, now=now)

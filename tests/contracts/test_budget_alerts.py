@@ -118,6 +118,21 @@ def test_a_pause_and_its_end_by_a_top_up_a_cap_or_a_removal_are_told(database: D
         assert told(tx) == [("paused", None), ("resumed", None)] * 3
 
 
+def test_a_threshold_that_a_lower_cap_reaches_is_told_and_again_once_it_was_not_reached(
+    database: Database, run: Run
+) -> None:
+    with database.begin() as tx:
+        # Given: 30 % spent
+        budget = add(tx, run, 100, thresholds=[50, 80, 100], is_hard=False)
+        train(tx, run, 0, 30)
+        # When: the same is 60 %, then 150 %, then 30 % again, and 60 % by spending
+        for cap in (50, 20, 100):
+            budgets.set_cap(tx, run.account_id, budget.id, units(cap), now=NOW)
+        train(tx, run, 1, 30)
+        # Then
+        assert told(tx) == [("threshold_reached", 50), ("threshold_reached", 100), ("threshold_reached", 50)]
+
+
 def test_a_pause_that_a_new_period_has_ended_is_told_once_by_whoever_comes_first(database: Database, run: Run) -> None:
     with database.begin() as tx:
         now = database.now(tx)

@@ -2,15 +2,18 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from billing import closing, invoices, ledger, money
 from billing.dimensions import Dimensions
+from billing.invoices import Invoice
 from billing.ledger import EntryKind, NewEntry
 from storage import billing_tables
 from storage.clock import FrozenClock
 from storage.database import Database
+from storage.errors import DatabaseUnavailableError
 from tests.contracts.ledger_kit import charge, pay, price_seconds
 from tests.contracts.test_database import at_once
 from tests.factories import NOW, make_account, make_run
@@ -95,6 +98,36 @@ def test_a_total_that_is_too_large_keeps_no_other_account_waiting(database: Data
     with database.read() as tx:
         assert [each.account_id for each in invoices.list_invoices(tx)] == [other.id]
         assert list(invoices.check(tx)) == []
+
+
+def test_a_month_that_the_database_cannot_close_keeps_no_other_account_waiting(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: two accounts, and a database that fails in the middle of closing either
+    with database.begin() as tx:
+        accounts = [make_account(tx, name).id for name in ("one", "two")]
+        for account_id in accounts:
+            pay(tx, account_id, f"topup:{account_id}", money.SCALE, at=NOW)
+    if isinstance(database.clock, FrozenClock):
+        database.clock.advance((MARCH - database.clock.now()).total_seconds())
+    issue = closing.issuing.issue
+    failing = set(accounts)
+
+    def fail(*args: Any, account_id: str, **more: Any) -> Invoice:
+        if account_id in failing:
+            raise DatabaseUnavailableError("sqlite:///there", "it has not answered")
+        return issue(*args, account_id=account_id, **more)
+
+    monkeypatch.setattr(closing.issuing, "issue", fail)
+    for left in (accounts[:1], []):
+        failing.intersection_update(left)
+        # When
+        assert closing.close_due(database, pass_s=60)
+        # Then: what could be closed is, and numbers have no gap
+        with database.read() as tx:
+            issued = invoices.list_invoices(tx)
+        assert {each.account_id for each in issued} == set(accounts) - set(left)
+        assert sorted(each.number for each in issued) == list(range(1, len(issued) + 1))
 
 
 def test_a_month_whose_total_no_row_holds_is_closed_in_parts(database: Database) -> None:

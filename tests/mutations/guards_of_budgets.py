@@ -23,8 +23,8 @@ BUDGETS = (
         (
             Change(
                 "billing/budgets.py",
-                '"spent": clamped(_spent_since(tx, account_id, scope, scope_id, start))',
-                '"spent": 0',
+                'values["spent"] = clamped(_spent_since(tx, account_id, scope, scope_id, start))',
+                'values["spent"] = 0',
             ),
         ),
         (f"{_BUDGETS}::test_a_budget_that_is_added_late_counts_what_was_spent_before",),
