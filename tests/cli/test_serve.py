@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cli.conftest import Service, is_alive, run, run_json, wait_until
@@ -85,6 +86,25 @@ def test_killed_process_is_replaced_at_once(service: Service, role: str) -> None
     assert time.monotonic() - killed_at < 1.0
     wait_until(service.is_healthy, "the service is healthy again")
     assert f"pid {before}) was ended by SIGKILL" in service.output
+
+
+def test_a_killed_api_process_is_forked_once_the_fork_server_has_loaded(service: Service) -> None:
+    # given
+    log = service.data_dir / "logs" / "supervisor.log"
+    wait_until(lambda: set(service.pids()) == ROLES, "all processes run")
+    before = service.pids()
+    served = f'"child": "forkserver", "pid": {before["forkserver"]}, "event": "child_ready"'
+    wait_until(lambda: served in log.read_text(), "the fork server has loaded", timeout_s=120)
+
+    # when
+    os.kill(before["api"], signal.SIGKILL)
+    wait_until(lambda: service.pids().get("api", before["api"]) != before["api"], "a new api process")
+
+    # then
+    api, forkserver = (psutil.Process(service.pids()[role]) for role in ("api", "forkserver"))
+    assert api.cmdline() == forkserver.cmdline()
+    wait_until(service.is_healthy, "the service is healthy again")
+    assert (api.name(), forkserver.name()) == ("api", "forkserver")
 
 
 def test_sigterm_leaves_nothing_running(own_service: Service) -> None:
