@@ -13,6 +13,9 @@ SEED       ?= 1
 SETUP      ?= embedded
 EXAMPLES   ?= 500
 
+# What is imported is compiled once, not by each of the many processes: torch alone would take them four times as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install client demo serve test test-fast test-servers test-object-store test-cookbook test-properties \
 	test-mutations chaos check lint types imports format proto clean bench-deterministic \
