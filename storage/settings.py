@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -52,3 +52,9 @@ class StorageSettings(BaseSettings):
     def resolved_object_store_url(self) -> str:
         """The URL in force, with the embedded default filled in."""
         return self.object_store_url or (self.data_dir.absolute() / "objects").as_uri()
+
+
+def say_what_is_wrong(error: ValidationError) -> str:
+    """Which settings are not what they may be, and why, in one line."""
+    problems = (f"PIECEWORK_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
+    return "a setting is wrong: " + "; ".join(problems)

@@ -11,9 +11,11 @@ from celery import Celery
 from celery.apps.worker import Worker as CeleryWorker
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 from kombu import Queue
+from pydantic import ValidationError
 
 from jobs.app import WORK_QUEUE, worker_queue
 from jobs.settings import JobsSettings
+from storage.settings import say_what_is_wrong
 from storage.telemetry import set_up_logging
 from worker.build import build_worker
 from worker.consumer import PromptConsumer
@@ -28,10 +30,12 @@ def run(*, on_ready: Callable[[], None]) -> None:
     Args:
         on_ready: called once messages are taken.
     """
-    settings = WorkerSettings()
     set_up_logging("worker")
     try:
+        settings = WorkerSettings()
         worker = build_worker(settings, JobsSettings())
+    except ValidationError as error:
+        sys.exit(f"piecework worker: {say_what_is_wrong(error)}")
     except ValueError as error:
         sys.exit(f"piecework worker: {error}")
     consumer = make_consumer(worker.app, settings, worker.id)

@@ -54,7 +54,7 @@ class ChildSpec:
         speaks: the program says over its standard input, a socket, when it is ready (`process.py`).
         forked: made by the fork server of the supervisor, where there is one that is not broken; needs `speaks`.
         awaits_fork: while the fork server loads, it waits: started as a program, it would take as long.
-        must_start: an end before it was ever ready ends the supervisor with its code; needs `speaks`.
+        must_start: an end with a code above 0 before it was ever ready ends the supervisor; needs `speaks`.
         backoff_s: wait before the restart after the n-th quick death in a row.
         unfit: exit code of a program that must not be started again.
     """

@@ -22,21 +22,18 @@ class CliError(click.ClickException):
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
     """Turn the errors that a person can mend into `CliError`; a bug keeps its traceback."""
+    from billing.rate_card_file import RateCardError
     from storage.errors import StorageError
+    from storage.settings import say_what_is_wrong
 
     try:
         yield
-    except StorageError as error:
+    except (StorageError, RateCardError) as error:
         raise CliError(str(error)) from error
     except ValidationError as error:
-        raise CliError(_settings_message(error)) from error
+        raise CliError(say_what_is_wrong(error)) from error
     except OSError as error:
         raise CliError(_os_message(error)) from error
-
-
-def _settings_message(error: ValidationError) -> str:
-    problems = (f"PIECEWORK_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
-    return "a setting is wrong: " + "; ".join(problems)
 
 
 def _os_message(error: OSError) -> str:

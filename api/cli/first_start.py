@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from billing import rate_cards
 from storage import accounts, base_models
 from storage.accounts import Account
 from storage.database import Database
@@ -34,9 +35,14 @@ class Prepared:
 
 
 def prepare(database: Database) -> Prepared:
-    """Bring the tables up to date and make sure that somebody can get in."""
+    """Bring the tables up to date, have the settings' prices in force, and make sure that somebody can get in.
+
+    Raises:
+        RateCardError: the rate card is in another currency than the first one.
+    """
     migrate(database)
     with database.begin() as tx:
+        rate_cards.install_from_settings(tx, now=database.now(tx))
         names = tuple(model.name for model in base_models.list_base_models(tx))
         known = accounts.list_accounts(tx)
         if known:

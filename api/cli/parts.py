@@ -19,6 +19,7 @@ from api.cli.process import python
 @data_dir_option
 def api(host: str | None, port: int | None, data_dir: Path) -> None:
     """Run one api process. It keeps nothing, so any number may run beside each other."""
+    _check()
     _become("api", _variables(data_dir, PIECEWORK_HOST=host, PIECEWORK_PORT=port))
 
 
@@ -39,6 +40,7 @@ def worker(
 
     A small parent process restarts it when it dies, and hands on at once what it held. SIGTERM lets it finish its step.
     """
+    _check()
     variables = _variables(data_dir, PIECEWORK_DEVICE=device, PIECEWORK_THREADS=threads)
     from api.settings import SupervisorSettings
 
@@ -54,7 +56,14 @@ def worker(
 @data_dir_option
 def scheduler(data_dir: Path) -> None:
     """Run the scheduler: sweeps, expiry, closings. A second one waits until the first is gone."""
+    _check()
     _become("jobs.scheduler", _variables(data_dir))
+
+
+def _check() -> None:
+    from api.cli.settings_check import check_settings
+
+    check_settings()
 
 
 def _variables(data_dir: Path, **values: str | int | None) -> dict[str, str]:

@@ -21,6 +21,7 @@ from api.cli.child_log import BYTES_MAX, NUM_OLD
 from api.cli.errors import CliError
 from api.cli.options import data_dir_option
 from api.cli.process import python
+from api.cli.settings_check import check_settings
 from api.cli.supervisor import Running, Supervisor
 from api.cli.worker_child import DeadWorkers, forkserver_children, worker_child
 from api.settings import ApiSettings, SupervisorSettings
@@ -58,6 +59,7 @@ def serve(host: str | None, port: int | None, data_dir: Path, devices: tuple[str
     The first start makes an account and prints an API key. What dies is started again; Ctrl-C stops everything. With
     PIECEWORK_DATABASE_URL, PIECEWORK_BROKER_URL or PIECEWORK_OBJECT_STORE_URL the same code uses those servers.
     """
+    check_settings()
     api_settings = ApiSettings()
     host = host or api_settings.host
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,8 @@ def serve(host: str | None, port: int | None, data_dir: Path, devices: tuple[str
         )
         supervisor.run()
         dead_workers.finish()
+        if supervisor.failed is not None:
+            raise CliError(f"{supervisor.failed} could not start; what it said stands above and in {data_dir / 'logs'}")
         _say("stopped")
 
 
@@ -105,12 +109,13 @@ def _specs(
             is_ready=lambda: _is_healthy(_reachable(host), port),
             speaks=True,
             forked=True,
+            must_start=True,
         )
     )
     specs += forkserver_children(common, "api.__main__", wanted=SupervisorSettings().forkserver)
     for number, device in enumerate(devices or ("",)):
         variables = {**common, **({"PIECEWORK_DEVICE": device} if device else {})}
-        specs.append(worker_child(f"worker-{number}", variables, dead_workers))
+        specs.append(worker_child(f"worker-{number}", variables, dead_workers, must_start=True))
     specs.append(ChildSpec("scheduler", "scheduler", python("jobs.scheduler"), lambda: common))
     return specs
 

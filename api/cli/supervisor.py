@@ -58,6 +58,7 @@ class Supervisor:
 
     Attributes:
         children: the places, in order.
+        failed: the child that had to start and did not, which ended the supervisor.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Supervisor:
         self._logs = logs
         self._on_change = on_change
         self._reaps_orphans = reaps_orphans
+        self.failed: str | None = None
         self._announced = False
         self._stopping = False
         self._broker_told = False
@@ -196,8 +198,11 @@ class Supervisor:
                 stopped = code > 0 or code in (-signal.SIGTERM, -signal.SIGKILL)
                 child.spec.on_death(Death(process.environment, code, stopped=stopped))
             return
-        if child.spec.must_start and not child.ever_ready and not child.goes_by_itself:
+        if child.spec.must_start and not child.ever_ready and not child.goes_by_itself and code > 0:
             log.error("child_did_not_start", child=child.spec.name, code=code)
+            self._say(f"{child.spec.name} (pid {process.pid}) {_ending(code)}, before it was ever ready")
+            self._quote(child)
+            self.failed = child.spec.name
             self._stop()
             return
         self._report_death(child, process, code)
@@ -212,8 +217,12 @@ class Supervisor:
         log.warning("child_died", child=child.spec.name, pid=process.pid, code=code)
         self._say(_obituary(child.spec.name, process, child.start_at - time.monotonic(), child.log))
         if child.log is not None and code > 0 and child.num_quick_deaths <= TELL_WHY_MAX:
-            for line in child.log.tail:
-                self._say(f"  {child.spec.name} | {line}")
+            self._quote(child)
+
+    def _quote(self, child: Child) -> None:
+        """Say what the child has said last."""
+        for line in child.log.tail if child.log is not None else ():
+            self._say(f"  {child.spec.name} | {line}")
 
     # ------------------------------------------------------------------------------------------------ stopping
 

@@ -15,7 +15,7 @@ import pytest
 
 from api.cli import process, supervisor, worker_child
 from api.cli.child import ChildSpec, Death
-from api.cli.process import Process, adopt_orphans, program, reap_orphans
+from api.cli.process import Process, adopt_orphans, fork_by, program, reap_orphans
 from api.cli.supervisor import FORKSERVER
 from storage.settings import StorageSettings
 from storage.supervision import SUPERVISED
@@ -411,7 +411,7 @@ def test_a_forked_worker_that_is_given_up_before_it_is_told_to_begin_ends() -> N
     # given
     serving = Process(program((sys.executable, "-S", "-c", SERVES)), {}, captured=False, speaks=True)
     wait_until(lambda: serving.listen() and serving.ready, "it serves")
-    made = Process(serving.fork, {}, captured=False, speaks=True)
+    made = Process(fork_by(serving, ()), {}, captured=False, speaks=True)
 
     # when the supervisor's end of its line is gone
     made.close()
@@ -469,7 +469,7 @@ def test_a_forked_worker_computes_with_several_threads(loaded: Process, tmp_path
     assert not (tmp_path / "data").exists()
 
     # when a worker that it makes computes on a large tensor
-    made = Process(loaded.fork, {}, captured=False, speaks=True)
+    made = Process(fork_by(loaded, ()), {}, captured=False, speaks=True)
     made.begin()
 
     # then a second thread has been begun there, and something comes out

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from api.cli.commands import piecework
 from tests.cli.conftest import Service, is_alive, run, run_json, wait_until
 
 pytestmark = pytest.mark.processes
@@ -166,3 +168,40 @@ def test_taken_port_is_refused_in_one_line(service: Service, tmp_path: Path) -> 
     assert refused.returncode == 1
     assert "choose another --port" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+WRONG = {
+    ("PIECEWORK_EXPORT_DAILY", "xml"): "PIECEWORK_EXPORT_DAILY: Input should be 'csv', 'parquet' or 'cloudevents'",
+    ("PIECEWORK_SWEEP_S", "soon"): "PIECEWORK_SWEEP_S: Input should be a valid number",
+    ("PIECEWORK_RATE_CARD", "/nofile"): "/nofile: cannot be read",
+}
+
+
+@pytest.mark.parametrize("setting", WRONG)
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["api"], ["worker"], ["scheduler"]])
+def test_a_wrong_setting_is_said_in_one_line_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], setting: tuple[str, str]
+) -> None:
+    # given
+    monkeypatch.setenv(*setting)
+    for starts in ("api.cli.serve.Supervisor", "api.cli.parts.os.execve", "api.cli.supervised.Supervisor"):
+        monkeypatch.setattr(starts, None)
+
+    # when
+    refused = CliRunner().invoke(piecework, [*command, "--data-dir", str(tmp_path / "data")])
+
+    # then
+    assert refused.exit_code == 1
+    assert WRONG[setting] in refused.output
+    assert refused.output.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_service_whose_worker_cannot_start_ends_and_says_why(tmp_path: Path) -> None:
+    # given a device that is not there
+    refused = run(tmp_path, "serve", "--port", "0", "--device", "cuda:77")
+
+    # then
+    assert refused.returncode == 1
+    assert "worker-0 | piecework worker: there is no device 'cuda:77' here" in refused.stdout
+    assert refused.stderr.startswith("Error: worker-0 could not start")
