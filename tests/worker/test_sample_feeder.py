@@ -122,10 +122,12 @@ class Bench:
             self.turn.take(self.models)  # type: ignore[arg-type]
 
     def draw(self) -> None:
-        """Feed and draw until nothing is left that may be drawn."""
+        """Feed, and draw all that is claimed, until nothing is left that may be drawn."""
         for _ in range(50):
             self.feed()
             self.step()
+            while self.turn.accounts():
+                self.step()
             if not self.turn.claims():
                 return
         raise AssertionError("there is no end")
