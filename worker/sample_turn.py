@@ -148,7 +148,7 @@ class SampleTurn:
         return next(claimed.work.model for claimed in mine if isinstance(claimed.work, Drawable))
 
     def admit(self) -> bool:
-        """Begin what has arrived and end what was lost; whether a spent cap has anything withheld."""
+        """Begin what has arrived and end what was lost; whether anything was withheld: the feeder is to know."""
         with self._lock:
             arrived, self._arrived = self._arrived, []
             lost, self._lost = self._lost, []
