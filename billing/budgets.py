@@ -272,7 +272,7 @@ def book(
     *,
     now: datetime,
     ended: Mapping[int, str] | None = None,
-) -> None:
+) -> Sequence[Budget]:
     """Count entries that were just appended to the ledger, and release the holds of operations that have ended.
 
     Called after the entries were written: whoever adds a budget meanwhile waits for them.
@@ -280,13 +280,18 @@ def book(
     Args:
         charged: whom each entry is for, and its amount.
         ended: accounts of operations, by their ids.
+
+    Returns:
+        Those budgets of these accounts that pause what they cover once this is committed.
     """
     entries, ended = list(charged), ended or {}
     budgets = lock(tx, {whom.account_id for whom, _ in entries} | set(ended.values()), now=now)
     if not budgets:
-        return
+        return []
     released = _release(tx, list(ended))
+    spent = []
     for budget in budgets:
+        after = budget
         counted = [units for whom, units in entries if now >= budget.period_start and budget.covers(whom)]
         if counted or budget.id in released:
             held = budget.held - released.get(budget.id, 0)
@@ -295,6 +300,9 @@ def book(
             _write(tx, after)
             if sum(counted) < 0:  # there is more room than when something was refused
                 tx.execute(update(_table).where(_table.c.id == budget.id).values(refused_at=None))
+        if after.is_exhausted:
+            spent.append(after)
+    return spent
 
 
 def hold(tx: Connection, budgets: Sequence[Budget], operation_id: int, units: int) -> None:

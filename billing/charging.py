@@ -6,11 +6,13 @@ operation has exactly one usage record and one charge, and an operation that fai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, insert
 
 from billing import dimensions, ledger, money, rate_cards, rating
+from billing.budgets import Budget
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind, NewEntry
 from billing.rate_cards import DatedCard
@@ -69,15 +71,19 @@ class Bill:
         """Note that an operation has ended, charged or not: nothing is held for it any more."""
         self._ended[operation.id] = operation.account_id
 
-    def settle(self) -> None:
-        """Write the usage records and their charges, and release what was held for the operations."""
+    def settle(self) -> Sequence[Budget]:
+        """Write the usage records and their charges, and release what was held for the operations.
+
+        Returns:
+            Those budgets of the accounts on it that pause what they cover once this is committed.
+        """
         if self._rows:
             self._tx.execute(insert(billing_tables.usage_record), [row.values() for row in self._rows])
         cards: dict[str, DatedCard] = {}
         for account_id in {row.account_id for row in self._rows}:
             cards[account_id] = rate_cards.in_force(self._tx, account_id, at=self._now)
         entries = [entry_for(row, cards[row.account_id]) for row in self._rows]
-        ledger.append(self._tx, entries, now=self._now, ended=self._ended)
+        return ledger.append(self._tx, entries, now=self._now, ended=self._ended)
 
 
 def entry_for(row: UsageRow, dated: DatedCard) -> NewEntry:

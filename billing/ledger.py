@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select
 
 from billing import budgets, money, owed
+from billing.budgets import Budget
 from billing.dimensions import Dimensions
 from storage import billing_tables, rows
 from storage.errors import RowNotFoundError
@@ -85,19 +86,23 @@ class Entry:
 
 def append(
     tx: Connection, entries: Sequence[NewEntry], *, now: datetime, ended: Mapping[int, str] | None = None
-) -> None:
+) -> Sequence[Budget]:
     """Append entries for sources that have none yet, and count them on the budgets that cover them.
 
     Args:
         ended: accounts, by their ids, of operations that have ended in this transaction: their holds are released.
+
+    Returns:
+        Those budgets of the accounts that pause what they cover once this is committed.
 
     Raises:
         IntegrityError: one of the sources has an entry already.
     """
     if entries:
         tx.execute(insert(_table), [_values(entry, now) for entry in entries])
-    if entries or ended:
-        budgets.book(tx, [(entry.dimensions, entry.units) for entry in entries], now=now, ended=ended)
+    if not entries and not ended:
+        return []
+    return budgets.book(tx, [(entry.dimensions, entry.units) for entry in entries], now=now, ended=ended)
 
 
 def append_once(tx: Connection, entry: NewEntry, *, now: datetime) -> bool:

@@ -51,19 +51,29 @@ def waiting_runs(tx: Connection, run_ids: Collection[str], *, now: datetime) -> 
 
 def pausing(tx: Connection, sampling_session_id: str, *, now: datetime) -> Budget | None:
     """The budget that pauses what is drawn in a sampling session."""
-    session, sampling = tables.session.c, tables.sampling_session.c
-    query = (
-        select(session.account_id, session.project_id, session.api_key_id, session.id, session.batch, sampling.run_id)
-        .join(tables.session, session.id == sampling.session_id)
-        .where(sampling.id == sampling_session_id)
-    )
     spent = budgets.exhausted(tx, now=now)
-    return _covering(spent, Dimensions(*tx.execute(query).one())) if spent else None
+    return _covering(spent, payers(tx, [sampling_session_id])[sampling_session_id]) if spent else None
+
+
+def payers(tx: Connection, sampling_session_ids: Collection[str]) -> Mapping[str, Dimensions]:
+    """Whom samples of these sampling sessions are charged to, as it stands now."""
+    session, sampling = tables.session.c, tables.sampling_session.c
+    whom = (session.account_id, session.project_id, session.api_key_id, session.id, session.batch, sampling.run_id)
+    query = (
+        select(sampling.id, *whom)
+        .join(tables.session, session.id == sampling.session_id)
+        .where(sampling.id.in_(sampling_session_ids))
+    )
+    return {row[0]: Dimensions(*row[1:]) for row in tx.execute(query)}
 
 
 def unpaused(tx: Connection, *, now: datetime) -> ColumnElement[bool] | None:
     """The condition that a sample of the journal is not paused; None if none is."""
-    spent = budgets.exhausted(tx, now=now)
+    return unpaused_by(budgets.exhausted(tx, now=now), now=now)
+
+
+def unpaused_by(spent: Sequence[Budget], *, now: datetime) -> ColumnElement[bool] | None:
+    """The same, by one who knows what is exhausted now."""
     if not spent:
         return None
     accounts = sorted({budget.account_id for budget in spent if budget.scope == Scope.ACCOUNT})

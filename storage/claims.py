@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, func, select, text, true, update
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, func, select, text, true, tuple_, update
 
 from storage import journal, suspects, tables
 from storage.errors import ClaimLostError
@@ -197,15 +197,26 @@ def release_claims(
     return _change(tx, claimed, status=Status.QUEUED, claim_expires_at=None, **values)
 
 
-def give_back(tx: Connection, operation_ids: Sequence[int], *, worker_id: str) -> None:
-    """Put samples back that a worker has claimed and cannot draw; that is held against nobody."""
-    innocent = suspects.values_after_death(Cause.STOPPED)
-    _change(tx, _held(operation_ids, worker_id), status=Status.QUEUED, claim_expires_at=None, **innocent)
+def give_back(tx: Connection, operations: Sequence[Operation], *, worker_id: str) -> None:
+    """Put samples back that a worker has claimed and not begun; that was no attempt, and is held against nobody.
+
+    Only the claim that stands is given back, so the number of an attempt is given out again only if whoever had it is
+    known to have drawn nothing.
+    """
+    table = tables.operation.c
+    claimed = [(operation.id, operation.attempts) for operation in operations]
+    standing = (tuple_(table.id, table.attempts).in_(claimed), *_held_by(worker_id))
+    innocent = {"attempts": table.attempts - 1, **suspects.values_after_death(Cause.STOPPED)}
+    _change(tx, standing, status=Status.QUEUED, claim_expires_at=None, **innocent)
 
 
 def _held(operation_ids: Sequence[int], worker_id: str) -> Sequence[ColumnElement[bool]]:
+    return tables.operation.c.id.in_(operation_ids), *_held_by(worker_id)
+
+
+def _held_by(worker_id: str) -> Sequence[ColumnElement[bool]]:
     table = tables.operation.c
-    return table.id.in_(operation_ids), table.worker_id == worker_id, table.status == Status.RUNNING
+    return table.worker_id == worker_id, table.status == Status.RUNNING
 
 
 def _change(tx: Connection, wanted: Sequence[ColumnElement[bool]], **values: Any) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import Connection
 
+from billing.budgets import Budget
 from billing.charging import Bill
 from billing.usage import Usage
 from jobs import operations
@@ -90,6 +91,7 @@ class Committer:
 
     Attributes:
         on_wait: called whenever database or object store does not answer and is asked again: this is no hanging.
+        on_spent: called after a commit with the budgets of its accounts that pause what they cover, if there are any.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Committer:
         self._worker_id = worker_id
         self._publish = publish
         self.on_wait: Callable[[], None] = do_nothing
+        self.on_spent: Callable[[Sequence[Budget]], None] = lambda _: None
 
     def commit_runs(self, commits: Sequence[RunCommit]) -> set[str]:
         """Commit a turn's training operations.
@@ -111,6 +114,7 @@ class Committer:
         commits = sorted(commits, key=lambda commit: commit.run.id)  # as `leases.renew` does: no deadlocks
         stored = [[self._store(done) for done in commit.done] for commit in commits]
         lost: set[str] = set()
+        spent: dict[int, Budget] = {}  # over all tries: one may have taken effect without telling
 
         def write(tx: Connection) -> None:
             if self._meter.took_effect(tx):
@@ -124,7 +128,7 @@ class Committer:
                     log.warning("commit_discarded", run=commit.run.id, epoch=error.epoch, holder=error.holder)
                     lost.add(commit.run.id)
                     unbilled_ns += commit.device_ns
-            bill.settle()
+            spent.update((budget.id, budget) for budget in bill.settle())
             self._meter.write(tx, unbilled_ns=unbilled_ns)
             failpoints.reach(Point.COMMIT_WRITTEN)
 
@@ -135,6 +139,7 @@ class Committer:
             self._meter.waste(sum(commit.device_ns for commit in commits))
             return {commit.run.id for commit in commits}
         failpoints.reach(Point.COMMITTED)
+        self._tell_spent(list(spent.values()))
         kept = (commit for commit in commits if commit.run.id not in lost)
         self._publish(
             [done.operation.request_id for commit in kept for done in commit.done if done.outcome is not None]
@@ -153,6 +158,7 @@ class Committer:
         commits = sorted(commits, key=lambda commit: commit.operation.id)  # as claims are locked: no deadlocks
         stored = [self._store_outcome(commit.operation.request_id, commit.outcome) for commit in commits]
         discarded: set[str] = set()
+        spent: dict[int, Budget] = {}  # over all tries: one may have taken effect without telling
 
         def write(tx: Connection) -> None:
             if self._meter.took_effect(tx):
@@ -167,14 +173,19 @@ class Committer:
                     log.warning("sample_discarded", request=commit.operation.request_id, reason=str(error))
                     discarded.add(commit.operation.request_id)
                     unbilled_ns += commit.usage.device_ns
-            bill.settle()
+            spent.update((budget.id, budget) for budget in bill.settle())
             self._meter.write(tx, unbilled_ns=unbilled_ns)
             failpoints.reach(Point.SAMPLE_COMMIT_WRITTEN)
 
         self._until_known(write)
         failpoints.reach(Point.SAMPLES_COMMITTED)
+        self._tell_spent(list(spent.values()))
         self._publish([commit.operation.request_id for commit in commits])
         return discarded
+
+    def _tell_spent(self, spent: Sequence[Budget]) -> None:
+        if spent:
+            self.on_spent(spent)
 
     def _store(self, done: Done) -> Stored:
         if done.outcome is None:

@@ -157,8 +157,8 @@ class EngineLoop(threading.Thread):
             self._begin(takeover)
         self._drop_overtaken()
         is_alone = self._replays_alone()
-        if not is_alone:
-            self._samples.admit()
+        if not is_alone and self._samples.admit():
+            self._on_room()
         self._fetcher.refill(self.roster.active())
         replayed = self._replay_some(is_alone=is_alone)
         worked = not is_alone and self._take_turn()

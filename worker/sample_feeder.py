@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from billing import pauses
+from billing import budgets, pauses
+from billing.dimensions import Dimensions
 from jobs import operations
 from jobs.operations import Category, Failure
 from storage import claims, failpoints, runs, suspects
@@ -21,6 +22,7 @@ from worker.sample_turn import ClaimedSample, Drawable, SampleTurn
 log = structlog.get_logger()
 
 POLL_S = 1.0
+"""So often it looks for samples by itself; and for spent caps, where it has no room for more samples."""
 
 
 class SuspectTurns:
@@ -75,6 +77,7 @@ class SampleFeeder(threading.Thread):
         self._samples_max = samples_max
         self._in_use = in_use
         self._suspects = SuspectTurns()
+        self._looked_at = float("-inf")
         self._wanted = threading.Event()
         self._stopping = threading.Event()
 
@@ -100,17 +103,23 @@ class SampleFeeder(threading.Thread):
                 self._stopping.wait(POLL_S)
 
     def _feed(self) -> bool:
+        self._give_back_withheld()
         held = self._samples.claims()
         if any(operation.suspect for operation in held.values()):
             return False  # it is being drawn, alone
         self._suspects.note_end()
         room = self._samples_max - len(held)
-        if room <= 0:
+        if room <= 0 and time.monotonic() < self._looked_at + POLL_S:
             return False
+        mark = self._samples.caps.mark
         with self._storage.database.read() as tx:
-            unpaused = pauses.unpaused(tx, now=self._storage.database.now(tx))
-            suspect = claims.samples_wait(tx, suspect=True, among=unpaused)
-            others = claims.samples_wait(tx, among=unpaused)
+            now = self._storage.database.now(tx)
+            spent = budgets.exhausted(tx, now=now)
+            unpaused = pauses.unpaused_by(spent, now=now)
+            suspect = room > 0 and claims.samples_wait(tx, suspect=True, among=unpaused)
+            others = room > 0 and claims.samples_wait(tx, among=unpaused)
+        self._samples.caps.replace(spent, since=mark)
+        self._looked_at = time.monotonic()
         if suspect and (self._suspects.is_due or not others):
             return not held and self._bring(self._claim_suspect)
         return others and self._bring(lambda: self._claim(room))
@@ -123,8 +132,9 @@ class SampleFeeder(threading.Thread):
         self._samples.expect(claimed)
         num_arrived = 0
         try:
+            payers = self._payers(claimed)
             for operation in claimed:
-                self._samples.arrive(self._load(operation))
+                self._samples.arrive(self._load(operation, payers[str(operation.sampling_session_id)]))
                 num_arrived += 1
         except Exception:
             self._give_back(claimed[num_arrived:])
@@ -136,7 +146,20 @@ class SampleFeeder(threading.Thread):
     def _give_back(self, claimed: Sequence[Operation]) -> None:
         """Let others try; else the claims would expire, as if a worker had died with them."""
         with self._storage.database.begin() as tx:
-            claims.give_back(tx, [operation.id for operation in claimed], worker_id=self._worker_id)
+            claims.give_back(tx, claimed, worker_id=self._worker_id)
+
+    def _give_back_withheld(self) -> None:
+        """Let samples wait, in the journal, for room under their caps; until then their claims are renewed."""
+        withheld = self._samples.withheld()
+        if withheld:
+            self._give_back(withheld)
+            self._samples.note_given_back(withheld)
+
+    def _payers(self, claimed: Sequence[Operation]) -> Mapping[str, Dimensions]:
+        if not claimed:
+            return {}
+        with self._storage.database.read() as tx:
+            return pauses.payers(tx, {str(operation.sampling_session_id) for operation in claimed})
 
     def _claim(self, limit: int) -> Sequence[Operation]:
         database = self._storage.database
@@ -165,18 +188,20 @@ class SampleFeeder(threading.Thread):
         self._suspects.begin()
         return [] if claimed is None else [claimed]
 
-    def _load(self, operation: Operation) -> ClaimedSample:
+    def _load(self, operation: Operation, payer: Dimensions) -> ClaimedSample:
         """Bring a sample into memory; whatever is wrong with it is its own failure, unless trying again may help."""
         with self._storage.database.read() as tx:
             session = runs.get_sampling_session(tx, str(operation.sampling_session_id))
         if suspects.is_condemned(operation.blame):
-            return ClaimedSample(operation, session, Failure(suspects.sentence(operation.blame), Category.SERVER))
+            condemned = Failure(suspects.sentence(operation.blame), Category.SERVER)
+            return ClaimedSample(operation, session, payer, condemned)
         try:
             body = operations.decode(self._storage.payloads.get(operation.payload))
             model = self._models.get(session.base_model, in_use=self._in_use())
-            return ClaimedSample(operation, session, Drawable(body, model, self._adapters.get(session, model.base)))
+            drawable = Drawable(body, model, self._adapters.get(session, model.base))
         except Exception as error:
             if getattr(error, "retryable", False):
                 raise
             log.warning("sample_unloadable", request=operation.request_id, error=str(error))
-            return ClaimedSample(operation, session, Failure(str(error), Category.SERVER))
+            return ClaimedSample(operation, session, payer, Failure(str(error), Category.SERVER))
+        return ClaimedSample(operation, session, payer, drawable)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from billing.dimensions import Dimensions
 from billing.metering import split_ns
 from billing.usage import Usage
 from jobs.operations import Failure, Outcome, Sample
@@ -19,6 +20,7 @@ from worker.commit import Committer, SampleCommit
 from worker.engine.adapter import Adapter
 from worker.residency import ResidentModel
 from worker.sampler.reports import Finished, SamplerStep
+from worker.spent_caps import SpentCaps
 from worker.work_meter import WorkMeter
 
 log = structlog.get_logger()
@@ -38,11 +40,13 @@ class ClaimedSample:
     """A sample this worker has claimed: to be drawn, or failed already.
 
     Attributes:
+        payer: whom it is charged to, as it was when it was claimed.
         device_ns: what it has used so far.
     """
 
     operation: Operation
     session: SamplingSession
+    payer: Dimensions
     work: Drawable | Failure
     device_ns: int = 0
 
@@ -52,19 +56,29 @@ class SampleTurn:
 
     A step that raises names no culprit: all samples of that model become suspects and are drawn one at a time, so that
     only the one that raises alone fails.
+
+    What a spent cap covers is not begun: it is withheld, for the feeder to give its claim back. What is being drawn may
+    end.
+
+    Attributes:
+        caps: what is known of spent ones; every commit of this worker adds to it.
     """
 
     def __init__(self, committer: Committer, meter: WorkMeter, *, worker_id: str, device: str) -> None:
         self._committer = committer
         self._meter = meter
         meter.under_way_ns = self._under_way_ns
+        self.caps = SpentCaps()
+        self._caps_version = self.caps.version
+        committer.on_spent = self.caps.add
         self._worker_id = worker_id
         self._device = device
         self._wake: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._expected: dict[int, Operation] = {}
         self._arrived: list[ClaimedSample] = []
-        self._lost: set[str] = set()
+        self._lost: list[Operation] = []
+        self._withheld: list[Operation] = []
         self._in_engine: dict[str, ClaimedSample] = {}
         self._suspects: deque[ClaimedSample] = deque()
 
@@ -95,12 +109,23 @@ class SampleTurn:
         """Everything whose claim is to be renewed, by the id of its row."""
         with self._lock:
             held = [claimed.operation for claimed in [*self._in_engine.values(), *self._arrived]]
-            return self._expected | {operation.id: operation for operation in held}
+            return self._expected | {operation.id: operation for operation in [*self._withheld, *held]}
 
     def note_lost(self, operations: Iterable[Operation]) -> None:
         """Claims of these do not stand any more: cancelled, or another's."""
         with self._lock:
-            self._lost.update(operation.request_id for operation in operations)
+            self._lost.extend(operations)
+
+    def withheld(self) -> Sequence[Operation]:
+        """What has left the engine because a cap is spent, and whose claim is still to be given back."""
+        with self._lock:
+            return list(self._withheld)
+
+    def note_given_back(self, operations: Iterable[Operation]) -> None:
+        """Claims of these, which were withheld, have been given back."""
+        gone = {id(operation) for operation in operations}
+        with self._lock:
+            self._withheld = [operation for operation in self._withheld if id(operation) not in gone]
 
     def models_in_use(self) -> set[str]:
         """Base models that must stay in memory."""
@@ -122,15 +147,17 @@ class SampleTurn:
         mine = (claimed for claimed in self._in_engine.values() if claimed.operation.account_id == account_id)
         return next(claimed.work.model for claimed in mine if isinstance(claimed.work, Drawable))
 
-    def admit(self) -> None:
-        """Begin what has arrived and end what was lost."""
+    def admit(self) -> bool:
+        """Begin what has arrived and end what was lost; whether anything was withheld: the feeder is to know."""
         with self._lock:
             arrived, self._arrived = self._arrived, []
-            lost, self._lost = self._lost, set()
+            lost, self._lost = self._lost, []
             for claimed in arrived:
                 self._expected.pop(claimed.operation.id, None)
-        for request_id in lost:
-            self._drop(request_id)
+        for operation in lost:
+            inside = self._in_engine.get(operation.request_id)
+            if inside is not None and inside.operation is operation:  # it may have been claimed again since
+                self._drop(operation.request_id)
         failed = []
         for claimed in arrived:
             self._drop(claimed.operation.request_id)  # claimed again: this is the new attempt
@@ -140,6 +167,7 @@ class SampleTurn:
                 self._begin(claimed)
         if failed:
             self._committer.commit_samples(failed)
+        return self._withhold(arrived)
 
     def take(self, model: ResidentModel) -> dict[str, int]:
         """One step of a model's sampler: every sequence in it moves on by a token or a part of its prompt.
@@ -195,6 +223,27 @@ class SampleTurn:
         # another account must not learn from a hit what this one has asked
         scope = f"{claimed.operation.account_id}/{claimed.session.object_key or ''}"
         work.model.sampler.submit(claimed.operation.request_id, work.body, work.adapter, scope=scope)
+
+    def _withhold(self, arrived: Sequence[ClaimedSample]) -> bool:
+        """Take out of the engine what a spent cap covers and what is not being drawn."""
+        version, seen = self.caps.version, self._caps_version
+        self._caps_version = version
+        asked = arrived if version == seen else list(self._in_engine.values())  # of the others it is known already
+        paused = [claimed for claimed in asked if self.caps.pause(claimed.payer) and self._is_waiting(claimed)]
+        if paused:
+            log.info("samples_withheld", samples=len(paused), accounts=len({one.payer.account_id for one in paused}))
+            with self._lock:
+                self._withheld.extend(claimed.operation for claimed in paused)
+            for claimed in paused:
+                self._drop(claimed.operation.request_id)
+        return bool(paused)
+
+    def _is_waiting(self, claimed: ClaimedSample) -> bool:
+        """Whether a sample is in the engine, and not being drawn."""
+        request_id, work = claimed.operation.request_id, claimed.work
+        if self._in_engine.get(request_id) is not claimed or isinstance(work, Failure):
+            return False
+        return claimed in self._suspects or work.model.sampler.is_waiting(request_id)
 
     def _drop(self, request_id: str) -> None:
         """Take a sample out of the engine, if it is there; what it has used was in vain."""

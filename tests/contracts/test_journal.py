@@ -357,6 +357,47 @@ def test_a_renewed_claim_lasts_longer(tx: Connection) -> None:
     assert claims.release_claims(tx, now=LATER + timedelta(seconds=1)) == 1
 
 
+def test_a_claim_that_is_given_back_was_no_attempt(tx: Connection) -> None:
+    # Given
+    sampling = make_sampling_session(tx)
+    back, kept = make_sample(tx, sampling, 0), make_sample(tx, sampling, 1)
+    claimed = _claim(tx)
+    # When
+    claims.give_back(tx, [one for one in claimed if one.id == back.id], worker_id="w")
+    # Then
+    assert (_status(tx, back), _status(tx, kept)) == (Status.QUEUED, Status.RUNNING)
+    assert claims.release_claims(tx, now=NOW + timedelta(seconds=11)) == 1
+    left = journal.get_operation(tx, back.request_id)
+    assert (left.attempts, left.suspect, left.blame) == (0, False, 0)
+    assert [one.attempts for one in _claim(tx, "another") if one.id == back.id] == [1]
+
+
+@pytest.mark.parametrize("worker_id", ["w", "another"])
+def test_a_claim_that_does_not_stand_any_more_is_not_given_back(tx: Connection, worker_id: str) -> None:
+    # Given
+    sample = make_sample(tx, make_sampling_session(tx))
+    (lost,) = _claim(tx)
+    claims.release_claims(tx, now=NOW + timedelta(seconds=11))
+    _claim(tx, worker_id)
+    # When
+    claims.give_back(tx, [lost], worker_id="w")
+    # Then
+    left = journal.get_operation(tx, sample.request_id)
+    assert (left.status, left.worker_id, left.attempts) == (Status.RUNNING, worker_id, 2)
+
+
+def test_a_cancelled_sample_that_is_given_back_stays_cancelled(tx: Connection) -> None:
+    # Given
+    sampling = make_sampling_session(tx)
+    sample = make_sample(tx, sampling)
+    claimed = _claim(tx)
+    journal.cancel(tx, sample.request_id, account_id=sampling.account_id, now=NOW)
+    # When
+    claims.give_back(tx, claimed, worker_id="w")
+    # Then
+    assert _status(tx, sample) == Status.CANCELLED
+
+
 def test_all_claims_of_a_dead_worker_are_released_and_no_others(tx: Connection) -> None:
     # Given
     sampling = make_sampling_session(tx)

@@ -14,6 +14,8 @@ _EXPORTS = "tests/contracts/test_exports.py"
 _HELD = f"{_BUDGETS}::test_holds_are_placed_until_a_cap_has_no_room_and_released_when_the_operation_ends"
 _SIGNED = f"{_WEBHOOKS}::test_an_event_is_delivered_once_signed_so_that_anyone_can_verify_it"
 _HARMLESS = f"{_WEBHOOKS}::test_slow_dead_and_redirecting_receivers_harm_no_other"
+_FEEDER = "tests/worker/test_sample_feeder.py"
+_CLAIMED = f"{_FEEDER}::test_what_is_claimed_when_a_cap_is_spent_waits_for_room_and_holds_up_nobody_else"
 _COVERED = f"{_PAUSES}::test_a_spent_cap_pauses_the_runs_and_samples_of_its_scope_and_no_others"
 
 BUDGETS = (
@@ -120,6 +122,70 @@ BUDGETS = (
             "tests/worker/test_sample_feeder.py::test_samples_that_a_cap_pauses_are_not_claimed_until_there_is_room",
             _COVERED,
         ),
+    ),
+    Guard(
+        "the pause of claimed samples",
+        "a worker would draw hundreds of samples over a cap that is spent after it has claimed them",
+        (
+            Change(
+                "worker/sample_turn.py", "if self.caps.pause(claimed.payer) and self._is_waiting(claimed)]", "if False]"
+            ),
+        ),
+        (_CLAIMED, f"{_FEEDER}::test_a_worker_without_room_sees_that_others_have_spent_a_cap"),
+    ),
+    Guard(
+        "the samples that are being drawn when a cap is spent",
+        "what they have used would be lost, and drawn again",
+        (
+            Change(
+                "worker/sample_turn.py",
+                "return claimed in self._suspects or work.model.sampler.is_waiting(request_id)",
+                "return True",
+            ),
+        ),
+        (_CLAIMED, f"{_FEEDER}::test_a_worker_without_room_sees_that_others_have_spent_a_cap"),
+    ),
+    Guard(
+        "what a commit tells of spent caps",
+        "all that a worker has claimed could begin until it reads the caps again",
+        (Change("worker/commit.py", "            self.on_spent(spent)", "            pass"),),
+        (_CLAIMED, "tests/worker/test_commit.py::test_a_commit_tells_which_caps_of_its_accounts_are_spent"),
+    ),
+    Guard(
+        "the look at caps without room for more",
+        "a worker that has claimed all it may would not see what others spend",
+        (
+            Change(
+                "worker/sample_feeder.py",
+                "if room <= 0 and time.monotonic() < self._looked_at + POLL_S:",
+                "if room <= 0:",
+            ),
+        ),
+        (f"{_FEEDER}::test_a_worker_without_room_sees_that_others_have_spent_a_cap",),
+    ),
+    Guard(
+        "what a commit tells while caps are read",
+        "a cap would be taken for open by what was read before it was spent",
+        (Change("worker/spent_caps.py", "self._by_id() if self._num_told != since else {}", "{}"),),
+        ("tests/worker/test_spent_caps.py::test_what_a_commit_tells_while_others_are_read_is_not_forgotten",),
+    ),
+    Guard(
+        "the claim of what is given back",
+        "a worker could put back what is being drawn under a later claim",
+        (Change("storage/claims.py", "tuple_(table.id, table.attempts).in_(claimed)", "table.id.in_(dict(claimed))"),),
+        ("tests/contracts/test_journal.py::test_a_claim_that_does_not_stand_any_more_is_not_given_back",),
+    ),
+    Guard(
+        "the claims that cannot be given back",
+        "they would expire while the database is away, as if a worker had died with them",
+        (
+            Change(
+                "worker/sample_turn.py",
+                "{operation.id: operation for operation in [*self._withheld, *held]}",
+                "{operation.id: operation for operation in held}",
+            ),
+        ),
+        (f"{_FEEDER}::test_claims_that_cannot_be_given_back_are_kept_until_they_can",),
     ),
     Guard(
         "the places of paused accounts",

@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection, func, select
 
-from billing import usage_totals
+from billing import budgets, usage_totals
+from billing.budgets import Scope
 from jobs import operations
 from jobs.operations import Failure, OptimStepOutcome, Outcome, SampleOutcome, Saved
 from storage import billing_tables, checkpoints, claims, journal, leases, retry, runs, uploads
@@ -18,6 +19,7 @@ from storage.journal import Status
 from storage.leases import Lease
 from storage.open import Storage
 from storage.runs import Run, SamplingSession
+from tests.contracts.ledger_kit import price_seconds
 from tests.factories import (
     make_account,
     make_checkpoint,
@@ -124,6 +126,29 @@ def test_a_turn_commits_outcomes_state_and_usage_together(
     with storage.database.read() as tx:
         (total,) = usage_totals.totals(tx)
     assert (total.operations, total.device_ns, total.run_id) == (2, 2_000, run.id)
+
+
+@pytest.mark.parametrize("outcomes", [(), ("before",), ("after",)])
+def test_a_commit_tells_which_caps_of_its_accounts_are_spent(
+    storage: Storage, clock: FrozenClock, outcomes: Sequence[str]
+) -> None:
+    # Given
+    with storage.database.begin() as tx:
+        price_seconds(tx, now=clock.now())
+        run, lease = _held_run(tx, clock)
+        other = make_run(tx, make_account(tx, "other"))
+        spent = budgets.add(tx, run.account_id, Scope.RUN, run.id, cap=1, now=clock.now())
+        budgets.add(tx, run.account_id, Scope.ACCOUNT, run.account_id, cap=10**12, now=clock.now())
+        budgets.add(tx, other.account_id, Scope.ACCOUNT, other.account_id, cap=0, now=clock.now())
+        commits = [RunCommit(run, lease, [_done(tx, run)])]
+    lossy = dataclasses.replace(storage, database=AnswersLost(storage, outcomes))  # type: ignore[arg-type]
+    committer = Committer(lossy, make_meter(), worker_id="w", publish=lambda _: None)
+    told: list[int] = []
+    committer.on_spent = lambda spent: told.extend(budget.id for budget in spent)
+    # When
+    committer.commit_runs(commits)
+    # Then
+    assert told == [spent.id]
 
 
 def test_a_run_whose_lease_was_lost_is_left_out_whole_and_the_others_are_committed(

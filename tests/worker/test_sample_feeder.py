@@ -3,35 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from billing import budgets
 from billing.budgets import Scope
 from jobs import operations
-from jobs.operations import Failure
-from storage import claims, journal, tables
+from jobs.operations import Failure, SampleOutcome
+from storage import billing_tables, claims, journal, tables
 from storage.clock import FrozenClock
-from storage.errors import ObjectStoreUnavailableError
+from storage.errors import DatabaseUnavailableError, ObjectStoreUnavailableError
 from storage.journal import Operation, Status
 from storage.open import Storage
 from storage.payloads import Stored
-from tests.factories import make_sample, make_sample_body, make_sampling_session
+from tests.contracts.ledger_kit import pay, price_seconds
+from tests.factories import make_account, make_sample, make_sample_body, make_sampling_session, make_session
 from tests.worker.stand_ins import make_meter
+from worker.commit import Committer
 from worker.sample_feeder import SampleFeeder, SuspectTurns
 from worker.sample_turn import ClaimedSample, SampleTurn
+from worker.sampler.reports import Finished, SamplerStep
+
+SEATS = 2
+
+
+@dataclass
+class Seats:
+    """A sampler with two seats: a request takes one in a step, and ends in the next."""
+
+    waiting: list[str] = field(default_factory=list)
+    drawn: list[str] = field(default_factory=list)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.drawn)
+
+    def submit(self, request_id: str, *_: Any, **__: Any) -> None:
+        self.waiting.append(request_id)
+
+    def is_waiting(self, request_id: str) -> bool:
+        return request_id in self.waiting
+
+    def cancel(self, request_id: str) -> None:
+        for requests in (self.waiting, self.drawn):
+            if request_id in requests:
+                requests.remove(request_id)
+
+    def step(self) -> SamplerStep:
+        done, self.drawn, self.waiting = self.drawn, self.waiting[:SEATS], self.waiting[SEATS:]
+        finished = [Finished(request_id, SampleOutcome(()), tokens_sampled=1) for request_id in done]
+        return SamplerStep(finished, dict.fromkeys([*done, *self.drawn], 1), 0, 0)
 
 
 class Models:
     """In the place of base models and adapters in memory."""
 
-    base = None
+    base = SimpleNamespace(name="tiny")
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.sampler = Seats()
 
     def get(self, *_: Any, **__: Any) -> Models:
         """Itself, or the error."""
@@ -43,10 +79,12 @@ class Models:
 class Bench:
     """A feeder whose samples stay where they are put."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, *, samples_max: int = 100) -> None:
         self.storage = storage
         self.models = Models()
-        self.turn = SampleTurn(None, make_meter(), worker_id="w", device="cpu")  # type: ignore[arg-type]
+        meter = make_meter()
+        self.committer = Committer(storage, meter, worker_id="w", publish=lambda _: None)
+        self.turn = SampleTurn(self.committer, meter, worker_id="w", device="cpu")
         self.feeder = SampleFeeder(
             storage,
             self.models,  # type: ignore[arg-type]
@@ -54,7 +92,7 @@ class Bench:
             self.turn,
             worker_id="w",
             claim_s=10,
-            samples_max=100,
+            samples_max=samples_max,
             in_use=set,
         )
 
@@ -68,6 +106,35 @@ class Bench:
             ids = [operation.id for operation in queued[:suspects]]
             tx.execute(update(tables.operation).where(tables.operation.c.id.in_(ids)).values(suspect=True))
         return queued
+
+    def queue_of(self, account: str, number: int) -> list[Operation]:
+        """Samples of an account of this name."""
+        payload = operations.encode(make_sample_body())
+        with self.storage.database.begin() as tx:
+            session = make_sampling_session(tx, make_session(tx, make_account(tx, account)))
+            stored = Stored(inline=payload, size_bytes=len(payload))
+            return [make_sample(tx, session, seq, payload=stored) for seq in range(number)]
+
+    def step(self) -> None:
+        """A turn of the engine."""
+        self.turn.admit()
+        if self.turn.accounts():
+            self.turn.take(self.models)  # type: ignore[arg-type]
+
+    def draw(self) -> None:
+        """Feed, and draw all that is claimed, until nothing is left that may be drawn."""
+        for _ in range(50):
+            self.feed()
+            self.step()
+            while self.turn.accounts():
+                self.step()
+            if not self.turn.claims():
+                return
+        raise AssertionError("there is no end")
+
+    def statuses(self, queued: list[Operation]) -> list[str]:
+        """Where operations stand."""
+        return [_row(self, operation).status for operation in queued]
 
     def set(self, operation: Operation, **values: Any) -> None:
         """Change a row."""
@@ -128,6 +195,105 @@ def test_samples_that_a_cap_pauses_are_not_claimed_until_there_is_room(bench: Be
     assert bench.feed() == [0]
     bench.finish()
     assert bench.feed() == [1, 2]
+
+
+def test_what_is_claimed_when_a_cap_is_spent_waits_for_room_and_holds_up_nobody_else(bench: Bench) -> None:
+    # given a worker that has claimed six samples of an account that the first will ruin, and three of another one
+    mine, others = bench.queue_of("poor", 6), bench.queue_of("rich", 3)
+    database = bench.storage.database
+    with database.begin() as tx:
+        price_seconds(tx, now=database.now(tx))
+        budgets.add(tx, mine[0].account_id, Scope.ACCOUNT, mine[0].account_id, cap=1, now=database.now(tx))
+    bench.feed()
+    assert bench.statuses(mine + others) == ["running"] * 9
+
+    # when they are drawn, two at a time
+    bench.draw()
+
+    # then two were begun when the cap was spent and two more in the step that spent it; the others wait as if they had
+    # never been claimed, and the other account's are done
+    assert bench.statuses(mine) == ["completed"] * 4 + ["queued"] * 2
+    assert [_row(bench, operation).attempts for operation in mine] == [1, 1, 1, 1, 0, 0]
+    assert bench.statuses(others) == ["completed"] * 3
+
+    # and once it is paid for they are drawn too, and each is billed once
+    with database.begin() as tx:
+        pay(tx, mine[0].account_id, "topup:1", 10**15, at=database.now(tx))
+    bench.draw()
+    assert bench.statuses(mine) == ["completed"] * 6
+    with database.read() as tx:
+        record = billing_tables.usage_record.c
+        billed = tx.execute(select(record.operation_id, record.attempt).order_by(record.operation_id)).all()
+    assert [tuple(row) for row in billed] == [(operation.id, 1) for operation in mine + others]
+
+
+def test_a_worker_without_room_sees_that_others_have_spent_a_cap(storage: Storage) -> None:
+    # given a worker that draws two samples of all the five that it may claim
+    bench = Bench(storage, samples_max=5)
+    mine = bench.queue_of("poor", 6)
+    bench.feed()
+    bench.step()
+
+    # when the cap is spent by somebody else
+    with storage.database.begin() as tx:
+        now = storage.database.now(tx)
+        budgets.add(tx, mine[0].account_id, Scope.ACCOUNT, mine[0].account_id, cap=0, now=now)
+    bench.feeder._looked_at = float("-inf")
+    bench.feed()
+    assert bench.turn.admit()
+    bench.draw()
+
+    # then only what was being drawn is
+    assert bench.statuses(mine) == ["completed"] * 2 + ["queued"] * 4
+
+
+def test_what_is_still_loaded_when_a_cap_is_spent_is_not_begun(bench: Bench) -> None:
+    # given samples that are claimed, and a cap that a commit finds spent before they have arrived
+    mine = bench.queue_of("poor", 2)
+    with bench.storage.database.begin() as tx:
+        now = bench.storage.database.now(tx)
+        budget = budgets.add(tx, mine[0].account_id, Scope.ACCOUNT, mine[0].account_id, cap=0, now=now)
+        budgets.set_cap(tx, mine[0].account_id, budget.id, 1, now=now)
+    bench.feed()
+    bench.committer.on_spent([budget])
+
+    # then they are withheld, and nothing of them is in the sampler
+    assert bench.turn.admit()
+    assert ([one.id for one in bench.turn.withheld()], bench.models.sampler.has_work) == (
+        [one.id for one in mine],
+        False,
+    )
+
+    # and when it turns out that there is room, they are drawn
+    bench.draw()
+    assert bench.statuses(mine) == ["completed"] * 2
+
+
+def test_claims_that_cannot_be_given_back_are_kept_until_they_can(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given samples that are withheld
+    mine = bench.queue_of("poor", 2)
+    bench.feed()
+    with bench.storage.database.begin() as tx:
+        now = bench.storage.database.now(tx)
+        budget = budgets.add(tx, mine[0].account_id, Scope.ACCOUNT, mine[0].account_id, cap=0, now=now)
+    bench.committer.on_spent([budget])
+    bench.turn.admit()
+
+    # when the database does not answer
+    def gone(*_: Any, **__: Any) -> None:
+        raise DatabaseUnavailableError("the database", "away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(claims, "give_back", gone)
+        with pytest.raises(DatabaseUnavailableError):
+            bench.feed()
+
+    # then they are renewed, and given back when it does
+    assert sorted(bench.turn.claims()) == [operation.id for operation in mine]
+    assert bench.feed() == []
+    assert bench.statuses(mine) == ["queued"] * 2
 
 
 def test_no_others_are_claimed_until_what_is_held_is_done_and_the_suspect_too(bench: Bench) -> None:

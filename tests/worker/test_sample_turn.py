@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from billing.dimensions import Dimensions
 from jobs.operations import Failure, Sample, SampleOutcome
 from storage.journal import Operation, Status
 from storage.payloads import Stored
@@ -38,6 +39,9 @@ class PretendSampler:
 
     def submit(self, request_id: str, body: Sample, adapter: Any, *, scope: str) -> None:
         self.inside.append(request_id)
+
+    def is_waiting(self, request_id: str) -> bool:
+        return request_id in self.inside
 
     def cancel(self, request_id: str) -> None:
         if request_id in self.inside:
@@ -109,7 +113,8 @@ def make_claimed(name: str, model: Any, *, account: str = "acme", attempt: int =
         expired=False,
     )
     session = SamplingSession("s", account, "session", 0, None, "tiny", None, None, None, NOW, None)
-    return ClaimedSample(operation, session, Drawable(Sample(np.array([1, 2])), model, None))
+    work = Drawable(Sample(np.array([1, 2])), model, None)
+    return ClaimedSample(operation, session, Dimensions(account), work)
 
 
 @pytest.fixture
@@ -208,6 +213,21 @@ def test_a_cancelled_sample_leaves_the_engine(turn: SampleTurn, committer: Prete
     # then nothing of it is left, and nothing is committed
     assert (turn.claims(), turn.accounts(), model.sampler.inside) == ({}, set(), [])
     assert committer.committed == {}
+
+
+def test_a_loss_that_is_noticed_late_does_not_end_the_next_claim(turn: SampleTurn) -> None:
+    # given a sample that was claimed, lost, and claimed again
+    model = make_model()
+    first, second = make_claimed("a", model), make_claimed("a", model)
+    turn.arrive(second)
+    turn.admit()
+
+    # when the loss of the first claim is noticed
+    turn.note_lost([first.operation])
+    turn.admit()
+
+    # then the sample is still drawn
+    assert model.sampler.inside == ["a"]
 
 
 def test_a_sample_claimed_again_starts_over_as_the_new_attempt(turn: SampleTurn, committer: PretendCommitter) -> None:

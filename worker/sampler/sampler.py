@@ -94,6 +94,10 @@ class Sampler:
         else:
             self._scheduler.add(self._make_request(request_id, body, adapter, scope))
 
+    def is_waiting(self, request_id: str) -> bool:
+        """Whether a request was submitted, and nothing of it has been computed so far."""
+        return self._scheduler.is_waiting(request_id)
+
     def cancel(self, request_id: str) -> None:
         """Drop a request and what it holds, without an outcome; an unknown or finished one is ignored."""
         self._refused = [refused for refused in self._refused if refused.request_id != request_id]

@@ -112,6 +112,10 @@ class Scheduler:
         """The request of this id, if it is not finished."""
         return self._active.get(request_id) or self._queue.get(request_id)
 
+    def is_waiting(self, request_id: str) -> bool:
+        """Whether a request has not been admitted."""
+        return request_id in self._queue
+
     def remove(self, request: Request) -> None:
         """Forget a request and release what it holds."""
         self._queue.pop(request.request_id, None)

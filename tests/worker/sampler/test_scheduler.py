@@ -155,6 +155,19 @@ def test_sequences_beyond_the_seats_begin_as_seats_fall_free() -> None:
     assert begun == [["a0", "a1"], [], ["a2"], []]
 
 
+def test_a_request_waits_until_it_has_a_seat() -> None:
+    # given one seat and two requests
+    scheduler = make_scheduler(sequences_max=1)
+    for name in "ab":
+        scheduler.add(make_request(name, 5))
+
+    # when a step begins
+    scheduler.plan()
+
+    # then the first one is being drawn, and the second one waits; of others nothing is known
+    assert [scheduler.is_waiting(name) for name in "abc"] == [False, True, False]
+
+
 def test_the_youngest_is_preempted_when_blocks_run_out() -> None:
     # given three blocks and two requests that need two each before they end
     scheduler = make_scheduler(num_blocks=3)
