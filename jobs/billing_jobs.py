@@ -77,8 +77,7 @@ def _release_holds(storage: Storage, _settings: JobsSettings) -> bool:
 
 
 def _forget_deliveries(storage: Storage, _settings: JobsSettings) -> bool:
-    WebhookSender(storage.database).forget_old()
-    return True
+    return WebhookSender(storage.database).forget_old(pass_s=PASS_S)
 
 
 def _export_day(storage: Storage, _settings: JobsSettings) -> bool:

@@ -281,6 +281,7 @@ webhook_delivery = Table(
     Column("delivered_at", Timestamp),
     Column("given_up_at", Timestamp),
     UniqueConstraint("webhook_id", "event_id"),
+    Index("ix_webhook_delivery_created", "created_at"),
     Index("ix_webhook_delivery_waiting", "webhook_id", "next_at", sqlite_where=_WAITING, postgresql_where=_WAITING),
 )
 
