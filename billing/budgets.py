@@ -19,7 +19,7 @@ from sqlalchemy import Connection, and_, delete, insert, or_, select, text, upda
 
 from billing import budget_alerts, money, owed
 from billing.dimensions import Dimensions
-from storage import billing_tables
+from storage import billing_tables, rows
 from storage.database import Database
 from storage.errors import RowNotFoundError
 from storage.patience import unhurried
@@ -409,7 +409,8 @@ def _spent_since(tx: Connection, account_id: str, scope: Scope, scope_id: str, s
         return owed.units(tx, account_id)
     column = _entry.c[ENTRY_COLUMN[scope]]
     value: str | int = int(scope_id) if scope is Scope.KEY else scope_id
-    query = select(*money.sum_columns(_entry.c.amount)).where(_entry.c.account_id == account_id, column == value)
+    whose = rows.without_index(_entry.c.account_id) if scope is Scope.RUN else _entry.c.account_id
+    query = select(*money.sum_columns(_entry.c.amount)).where(whose == account_id, column == value)
     high, low = tx.execute(query.where(_entry.c.created_at >= start)).one()
     return money.sum_of(high, low)
 

@@ -20,6 +20,9 @@ from billing.usage import Usage, UsageRow
 from storage import billing_tables
 from storage.journal import Operation
 
+BOOKED_LATE = "booked late"
+"""The note of a charge that was made after its operation had ended: its usage record is from before the ledger."""
+
 
 def operation_source(operation_id: int) -> str:
     """The source of the charge for an operation."""

@@ -14,9 +14,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
+import structlog
 from sqlalchemy import select
 
-from billing import export_files, usage_lines
+from billing import export_files, storage_metering, usage_lines
 from billing.budgets import Period, start_of_period
 from billing.export_files import Format
 from billing.settings import BillingSettings
@@ -25,8 +26,10 @@ from storage.database import Database
 from storage.keys import KeyKind
 from storage.objects import ObjectStore
 
+log = structlog.get_logger()
+
 SETTLED = timedelta(hours=1)
-"""A day is exported so long after its end: by then what it has used is committed, and its storage metered."""
+"""A day is exported so long after its end, or later: by then what it has used is committed."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,10 @@ def store_next_day(database: Database, objects: ObjectStore) -> str | None:
     """Put the next day that is over (UTC) into the object store, as settings say.
 
     That is the one after the last that is there, so days that no scheduler has seen are made up for; yesterday, if
-    none is there.
+    none is there. As long as its storage is not metered to its end, it is not exported, nor is any later one.
 
     Returns:
-        The key; None if all are there.
+        The key; None if all are there, or the next one is not metered yet.
     """
     settings = BillingSettings()
     if settings.export_daily is None:
@@ -98,6 +101,7 @@ def store_next_day(database: Database, objects: ObjectStore) -> str | None:
         ]
         row = tables.stored_object.c
         owned = row.key.startswith(keys.prefix(KeyKind.EXPORT, _owner(days[0])), autoescape=True)
+        unmetered = storage_metering.next_hour(tx)
         put = [(keys.parse(key).filename, key) for key in tx.execute(select(row.key).where(owned)).scalars()]
 
     def is_missing(day: Export) -> bool:
@@ -106,7 +110,11 @@ def store_next_day(database: Database, objects: ObjectStore) -> str | None:
     missing = list(takewhile(is_missing, days))  # the latest first
     if not missing:
         return None
-    return store(database, objects, missing[-1] if len(missing) < len(days) else days[0])
+    day = missing[-1] if len(missing) < len(days) else days[0]
+    if unmetered is not None and unmetered < day.until:
+        log.info("export_waits_for_storage", until=day.until.isoformat(), unmetered=unmetered.isoformat())
+        return None
+    return store(database, objects, day)
 
 
 def _day(until: datetime, file_format: Format) -> Export:

@@ -137,7 +137,7 @@ def _description(group: Mapping[str, Any]) -> str:
         what.append(f"{group['storage']} storage, {group['base_model']}")
     if group["note"]:
         what.append(str(group["note"]))
-    return ": ".join(what[-1:] if what[1:] and group["kind"] == EntryKind.CHARGE else what)
+    return ": ".join(what[1:] if what[1:] and group["kind"] == EntryKind.CHARGE else what)
 
 
 def _amount(units: int) -> str:

@@ -157,8 +157,10 @@ def list_entries(
     Raises:
         RowNotFoundError: the account has no entry `before_id`.
     """
-    wanted = {"account_id": account_id, "run_id": run_id, "project_id": project_id}
-    query = select(_table).where(*(_table.c[name] == value for name, value in wanted.items() if value is not None))
+    whose = _table.c.account_id if run_id is None else rows.without_index(_table.c.account_id)
+    wanted = {"run_id": run_id, "project_id": project_id}
+    conditions = [_table.c[name] == value for name, value in wanted.items() if value is not None]
+    query = select(_table).where(whose == account_id, *conditions)
     if kinds:
         query = query.where(_table.c.kind.in_(kinds))
     if since is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -137,7 +137,7 @@ def _late_charge(tx: Connection, row: Row[Any]) -> NewEntry:
     used = Usage(**{name: row._mapping[name] for name in Usage.__dataclass_fields__})
     whom = {name: row._mapping[name] for name in UsageRow.__dataclass_fields__ if name != "usage"}
     dated = rate_cards.in_force(tx, row.account_id, at=row.finished_at)
-    return charging.entry_for(UsageRow(usage=used, **whom), dated)
+    return replace(charging.entry_for(UsageRow(usage=used, **whom), dated), note=charging.BOOKED_LATE)
 
 
 def _key_of(row: Row[Any]) -> Key:

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from billing import money
 from billing.usage import COUNTS
-from storage import billing_tables, tables
+from storage import billing_tables, rows, tables
 from storage.tables import Timestamp
 
 HOUR = timedelta(hours=1)
@@ -146,7 +146,7 @@ def _parts(scope: Scope) -> list[Select[Any]]:
     last = None if until is None else hour_of(until)
     stored = _hours_of_storage(scope)
     if first is not None and last is not None and first >= last:
-        return [_records(scope, _finished_between(since, until)), *stored]
+        return [_records(scope, _cut(scope, since, until)), *stored]
     hours = [] if first is None else [_rollup.c.hour >= first]
     hours += [] if last is None else [_rollup.c.hour < last]
     edges = [(since, first)] if since != first else []
@@ -158,7 +158,7 @@ def _parts(scope: Scope) -> list[Select[Any]]:
         ),
         *stored,
         _records(scope, [billing_tables.NOT_ROLLED_UP, *_finished_between(first, last)]),
-        *(_records(scope, _finished_between(*edge)) for edge in edges),
+        *(_records(scope, _cut(scope, *edge)) for edge in edges),
     ]
 
 
@@ -198,10 +198,14 @@ def _or_none(table: Table) -> list[ColumnElement[Any]]:
 
 
 def _of(scope: Scope, table: Table) -> list[ColumnElement[bool]]:
-    names = ("account_id", "project_id", "api_key_id", "session_id", "batch", "run_id", "base_model")
+    names = ("project_id", "api_key_id", "session_id", "batch", "run_id", "base_model")
     wanted = [table.c[name] == value for name in names if (value := getattr(scope, name)) is not None]
     wanted += [] if scope.run_ids is None else [table.c.run_id.in_(scope.run_ids)]
-    if scope.since is not None and scope.account_id is scope.run_id is scope.run_ids is None:
+    of_runs = scope.run_id is not None or scope.run_ids is not None
+    if scope.account_id is not None:  # of runs only their own rows are read, not all of their account's
+        account_id = rows.without_index(table.c.account_id) if of_runs else table.c.account_id
+        wanted.append(account_id == scope.account_id)
+    elif scope.since is not None and not of_runs:
         # indices of times begin with the account: with all of them named, what is older is not read
         wanted.append(table.c.account_id.in_(select(tables.account.c.id)))
     return wanted + ([] if scope.batches is None else [table.c.batch.in_(scope.batches)])
@@ -209,6 +213,12 @@ def _of(scope: Scope, table: Table) -> list[ColumnElement[bool]]:
 
 def _of_kinds(scope: Scope, table: Table) -> list[ColumnElement[bool]]:
     return [] if scope.kinds is None else [table.c.kind.in_(scope.kinds)]
+
+
+def _cut(scope: Scope, since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+    """Less than two hours: the account's records of these are fewer than all of a run's."""
+    wanted = [] if scope.account_id is None else [_record.c.account_id == scope.account_id]
+    return [*wanted, *_finished_between(since, until)]
 
 
 def _finished_between(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 
 from billing import budget_checks, invoices, money, rate_cards, rating, storage_metering
-from billing.charging import operation_source
+from billing.charging import BOOKED_LATE, operation_source
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind
 from billing.rate_cards import DatedCard
@@ -29,7 +29,7 @@ _storage = billing_tables.storage_usage
 _span = billing_tables.storage_span
 _entry = billing_tables.ledger_entry
 _DIMENSIONS = tuple(Dimensions.__dataclass_fields__)
-_ENTRY_COLUMNS = ("id", "source", "kind", "amount", "created_at", "rate_card_id", *_DIMENSIONS)
+_ENTRY_COLUMNS = ("id", "source", "kind", "amount", "created_at", "rate_card_id", "note", *_DIMENSIONS)
 
 
 class Wrong(StrEnum):
@@ -147,9 +147,16 @@ def _of_usage(page: Iterable[Any], cards: Sequence[DatedCard]) -> Iterator[Diffe
 def _of_charged(row: Any, source: str, cards: Sequence[DatedCard]) -> Iterator[Difference]:
     dated = _in_force(cards, row.account_id, row.finished_at)
     expected = None if dated is None else money.to_units(rating.charge(row, row.base_model, dated.card))
-    if row.finished_at != row.entry_created_at:
+    if not _is_booked_in_time(row):
         yield _difference(Wrong.TIME, source, row.entry_id, row.finished_at, row.entry_created_at)
     yield from _of_entry(row, source, dated, expected)
+
+
+def _is_booked_in_time(row: Any) -> bool:
+    """With the end of its operation; one that says that it was booked late, then or later."""
+    if row.entry_note == BOOKED_LATE:
+        return bool(row.entry_created_at >= row.finished_at)
+    return bool(row.entry_created_at == row.finished_at)
 
 
 def _of_entry(row: Any, source: str, dated: DatedCard | None, expected: int | None) -> Iterator[Difference]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import structlog
-from apscheduler.triggers.base import BaseTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 
 from billing import budget_checks, budgets, closing, exports, reconciliation, rollups, storage_metering
 from jobs.settings import JobsSettings
@@ -29,10 +28,11 @@ class BillingJob:
     """A job and when it is fired.
 
     Attributes:
+        every: how often; the first time soon after a scheduler begins to lead.
         verb: does a part of the work, bounded in time; returns whether all is done.
     """
 
-    trigger: BaseTrigger
+    every: timedelta
     verb: Callable[[Storage, JobsSettings], bool]
 
 
@@ -77,8 +77,7 @@ def _release_holds(storage: Storage, _settings: JobsSettings) -> bool:
 
 
 def _forget_deliveries(storage: Storage, _settings: JobsSettings) -> bool:
-    WebhookSender(storage.database).forget_old()
-    return True
+    return WebhookSender(storage.database).forget_old(pass_s=PASS_S)
 
 
 def _export_day(storage: Storage, _settings: JobsSettings) -> bool:
@@ -86,13 +85,13 @@ def _export_day(storage: Storage, _settings: JobsSettings) -> bool:
 
 
 JOBS: Mapping[str, BillingJob] = {
-    "roll_up": BillingJob(IntervalTrigger(seconds=60, timezone="UTC"), _roll_up),
-    "close_months": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _close_months),
-    "meter_storage": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _meter_storage),
-    "reconcile": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _reconcile),
-    "release_holds": BillingJob(IntervalTrigger(minutes=10, timezone="UTC"), _release_holds),
-    "deliver_webhooks": BillingJob(IntervalTrigger(seconds=5, timezone="UTC"), _deliver_webhooks),
-    "forget_deliveries": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _forget_deliveries),
-    "export_day": BillingJob(IntervalTrigger(hours=1, timezone="UTC"), _export_day),
+    "roll_up": BillingJob(timedelta(seconds=60), _roll_up),
+    "close_months": BillingJob(timedelta(minutes=10), _close_months),
+    "meter_storage": BillingJob(timedelta(minutes=10), _meter_storage),
+    "reconcile": BillingJob(timedelta(hours=1), _reconcile),
+    "release_holds": BillingJob(timedelta(minutes=10), _release_holds),
+    "deliver_webhooks": BillingJob(timedelta(seconds=5), _deliver_webhooks),
+    "forget_deliveries": BillingJob(timedelta(hours=1), _forget_deliveries),
+    "export_day": BillingJob(timedelta(hours=1), _export_day),
 }
 """By name, as messages carry it."""

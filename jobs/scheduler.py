@@ -7,11 +7,14 @@ import fcntl
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import BaseScheduler
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +25,7 @@ from jobs.dispatch import Dispatcher
 from jobs.reminders import Reminders
 from jobs.results import OutcomePublisher
 from jobs.settings import JobsSettings
+from storage.clock import SystemClock
 from storage.open import Storage, open_storage
 from storage.telemetry import set_up_logging
 
@@ -29,6 +33,23 @@ log = structlog.get_logger()
 
 LEADER_LOCK = 7_263_511_902  # any number, as long as only schedulers use it
 LEADER_RETRY_S = 1.0
+FIRST_AFTER = timedelta(seconds=5)
+APART = timedelta(seconds=5)
+"""Jobs that a scheduler begins with are fired so far from each other: longer than a worker's task takes."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What is done on a clock.
+
+    Attributes:
+        every: how often.
+    """
+
+    name: str
+    every: timedelta
+    call: Callable[..., object]
+    arguments: Sequence[object] = ()
 
 
 def main() -> None:
@@ -66,17 +87,14 @@ def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Even
     announcer = Announcer(dispatcher)  # a broker that does not answer keeps no gap open and no claim held
     publisher = OutcomePublisher(settings.resolved_broker_url())
     reminders = Reminders(first_s=settings.sweep_s, longest_s=settings.message_expires_s)
-    scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
-    scheduler.add_job(
-        sweeper.sweep,
-        "interval",
-        seconds=settings.sweep_s,
-        args=[storage.database, announcer, publisher.publish, settings, reminders],
-        id="sweep",
-    )
-    scheduler.add_job(dispatcher.announce_sweep, "interval", seconds=settings.object_sweep_s, id="sweep_objects")
-    for name, job in billing_jobs.JOBS.items():
-        scheduler.add_job(dispatcher.announce_billing, job.trigger, args=[name], id=name)
+    sweep = (storage.database, announcer, publisher.publish, settings, reminders)
+    timed = [
+        Timed("sweep", timedelta(seconds=settings.sweep_s), sweeper.sweep, sweep),
+        Timed("sweep_objects", timedelta(seconds=settings.object_sweep_s), dispatcher.announce_sweep),
+        *(Timed(name, job.every, dispatcher.announce_billing, [name]) for name, job in billing_jobs.JOBS.items()),
+    ]
+    scheduler = BackgroundScheduler(timezone="UTC")
+    add_jobs(scheduler, timed, now=SystemClock().now())  # by which APScheduler fires; it decides nothing else
     scheduler.start()
     while not stopping.wait(LEADER_RETRY_S) and leads.is_set():
         pass
@@ -84,6 +102,26 @@ def _run_jobs(storage: Storage, settings: JobsSettings, stopping: threading.Even
     announcer.close()
     publisher.close()
     app.close()
+
+
+def add_jobs(scheduler: BaseScheduler, timed: Sequence[Timed], *, now: datetime) -> None:
+    """Have each fired soon, one after the other, and from then on at its interval, however late a moment is noticed.
+
+    What is done more often is fired earlier, and nothing later than an interval from now: a scheduler that leads for
+    less than an hour has fired what is done hourly, too.
+    """
+    for place, job in enumerate(sorted(timed, key=lambda job: job.every)):
+        scheduler.add_job(
+            job.call,
+            "interval",
+            seconds=job.every.total_seconds(),
+            args=list(job.arguments),
+            id=job.name,
+            next_run_time=now + min(job.every, FIRST_AFTER + place * APART),
+            coalesce=True,
+            max_instances=1,
+            misfire_grace_time=None,
+        )
 
 
 @contextlib.contextmanager

@@ -92,10 +92,20 @@ class WebhookSender:
             raise RowNotFoundError("webhook", webhook_id)  # removed meanwhile
         return attempts[0].id, asyncio.run(self._send_all(attempts))[0]
 
-    def forget_old(self) -> None:
-        """Delete deliveries that have been done for long."""
-        with self._database.begin() as tx:
-            webhooks.forget_old(tx, now=self._time(self._database.now(tx)), limit=FORGET_AT_ONCE)
+    def forget_old(self, *, pass_s: float, batch: int = FORGET_AT_ONCE) -> bool:
+        """Delete deliveries that have been done for long, a batch per transaction.
+
+        Returns:
+            Whether none is left; if not, the time is over.
+        """
+        deadline = time.monotonic() + pass_s
+        while True:
+            with self._database.begin() as tx:
+                forgotten = webhooks.forget_old(tx, now=self._time(self._database.now(tx)), limit=batch)
+            if forgotten < batch:
+                return True
+            if time.monotonic() >= deadline:
+                return False
 
     def _claim_due(self) -> Sequence[Attempt]:
         with self._database.read() as tx:

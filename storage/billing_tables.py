@@ -206,7 +206,7 @@ ledger_entry = Table(
     # Set once: entries are put on an invoice before it is written, since it adds them up.
     Column("invoice_id", BigInteger, ForeignKey("invoice.id", deferrable=True, initially="DEFERRED")),
     Index("ix_ledger_entry_account_created", "account_id", "created_at"),
-    Index("ix_ledger_entry_run", "run_id"),
+    Index("ix_ledger_entry_run_created", "run_id", "created_at"),
     Index("ix_ledger_entry_invoice", "invoice_id"),
     Index("ix_ledger_entry_corrects", "corrects_id", sqlite_where=_CORRECTING, postgresql_where=_CORRECTING),
     Index(
@@ -281,6 +281,7 @@ webhook_delivery = Table(
     Column("delivered_at", Timestamp),
     Column("given_up_at", Timestamp),
     UniqueConstraint("webhook_id", "event_id"),
+    Index("ix_webhook_delivery_created", "created_at"),
     Index("ix_webhook_delivery_waiting", "webhook_id", "next_at", sqlite_where=_WAITING, postgresql_where=_WAITING),
 )
 

@@ -71,7 +71,7 @@ def entries(
             entry.id,
             moment(entry.created_at),
             entry.kind,
-            entry.note or entry.source,
+            _what_for(entry),
             entry.dimensions.project_id or "",
             entry.invoice_id or "",
             money.plain(entry.amount),
@@ -82,6 +82,12 @@ def entries(
     print_table(headings, table, numbers=[0, 5, 6], folds=[3], empty="no entry" if before_id else "no entry yet")
     if has_more:
         click.echo(f"more: --before {found[-1].id}")
+
+
+def _what_for(entry: Entry) -> str:
+    if entry.kind == EntryKind.CHARGE and entry.note:
+        return f"{entry.source}, {entry.note}"
+    return entry.note or entry.source
 
 
 def _as_json(entry: Entry) -> dict[str, object]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from sqlalchemy import update
 
 from billing import money, rate_cards, storage_metering
+from billing.charging import BOOKED_LATE
 from billing.dimensions import Dimensions
-from billing.ledger import EntryKind, NewEntry, append
+from billing.ledger import EntryKind, NewEntry, append, get
 from billing.usage_totals import HOUR, hour_of
 from storage import billing_tables, checkpoints
 from storage.migrate import migrate
@@ -188,3 +189,16 @@ def test_rate_cards_are_added_listed_and_shown(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "line 2" in refused.output
     assert json.loads(run(tmp_path, "billing", "cards", "list", "--json").output)["cards"][0]["account"]
+
+
+def test_an_entry_of_a_charge_that_was_booked_late_says_for_what_and_that(tmp_path: Path) -> None:
+    # Given
+    use(tmp_path)
+    storage = open_storage(StorageSettings(data_dir=tmp_path))
+    with storage.database.begin() as tx:
+        whom = get(tx, "topup:1").dimensions
+        late = NewEntry(EntryKind.CHARGE, "operation:9", whom, 1, note=BOOKED_LATE)
+        append(tx, [late], now=storage.database.now(tx))
+    storage.close()
+    # When, then
+    assert f"operation:9, {BOOKED_LATE}" in run(tmp_path, "billing", "entries", "--account", "ada").stdout

@@ -6,7 +6,8 @@ from decimal import Decimal
 import pytest
 import sqlalchemy
 
-from billing import closing, invoice_lines, invoices, money
+from billing import closing, invoice_document, invoice_lines, invoices, money
+from billing.charging import BOOKED_LATE
 from billing.invoices import InvoiceError
 from billing.ledger import EntryKind
 from storage import billing_tables
@@ -208,3 +209,13 @@ def test_an_invoice_of_another_account_is_none(database: Database) -> None:
         assert invoices.list_invoices(tx, account_id=other.id) == []
         with pytest.raises(RowNotFoundError):
             invoices.get(tx, 1, account_id=other.id)
+
+
+def test_a_line_of_charges_that_were_booked_late_says_for_what_and_that() -> None:
+    # Given
+    group = dict.fromkeys(invoice_lines.GROUP) | {"kind": "charge", "note": BOOKED_LATE}
+    group |= {"operation": "forward", "base_model": "m", "device": "cpu"}
+    # When
+    (line,) = invoice_document.lines_of([invoice_lines.Line(group, 1, {}, 5)])
+    # Then
+    assert line["description"] == f"forward, m on cpu: {BOOKED_LATE}"

@@ -1,11 +1,10 @@
 """What the journal promises, on SQLite and on PostgreSQL: accepted once, in order, claimed by one, closed, expired."""
 
-import contextlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 
 from storage import claims, journal, leases, runs, snapshots
 from storage.database import Database
@@ -14,6 +13,7 @@ from storage.journal import Amount, Operation, Refusal, Status
 from storage.leases import Lease
 from storage.payloads import Stored
 from storage.runs import Run
+from tests.contracts.query_plans import query_plans
 from tests.factories import (
     LATER,
     NOW,
@@ -176,7 +176,7 @@ def test_counting_what_waits_reads_an_index_of_just_that(tx: Connection, run: Ru
     if tx.dialect.name != "sqlite":
         tx.exec_driver_sql("SET LOCAL enable_seqscan = off")  # as it decides where there are many rows
     # When
-    with _plans(tx) as plans:
+    with query_plans(tx, "operation") as plans:
         journal.open_by_account(tx)
     # Then
     assert ["ix_operation_open " in plan for plan in plans] == [True]
@@ -437,24 +437,6 @@ def test_a_training_operation_cannot_be_cancelled(tx: Connection, run: Run) -> N
     assert _status(tx, operation) == Status.QUEUED
 
 
-@contextlib.contextmanager
-def _plans(tx: Connection) -> Iterator[list[str]]:
-    """How the database would execute each query on operations that is made in the block."""
-    made: list[tuple[str, object]] = []
-    plans: list[str] = []
-
-    def note(_c: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
-        if "FROM operation" in statement:
-            made.append((statement, parameters))
-
-    event.listen(tx, "before_cursor_execute", note)
-    yield plans
-    event.remove(tx, "before_cursor_execute", note)
-    explain = "EXPLAIN QUERY PLAN " if tx.dialect.name == "sqlite" else "EXPLAIN "
-    for statement, parameters in made:
-        plans.append("\n".join(str(row) for row in tx.exec_driver_sql(explain + statement, parameters)))  # type: ignore[arg-type]
-
-
 def test_queued_samples_are_found_without_reading_what_else_is_queued(tx: Connection) -> None:
     # Given
     if tx.dialect.name != "sqlite":
@@ -462,7 +444,7 @@ def test_queued_samples_are_found_without_reading_what_else_is_queued(tx: Connec
     _queue(tx, "a", 2)
     _queue(tx, "b", 2)
     # When
-    with _plans(tx) as plans:
+    with query_plans(tx, "operation") as plans:
         claims.samples_wait(tx)
         _claim(tx, limit=3)
     # Then every query but the one that reads what was claimed
@@ -475,7 +457,7 @@ def test_suspect_samples_are_found_without_reading_the_queue(tx: Connection) -> 
         tx.exec_driver_sql("SET LOCAL enable_seqscan = off")
     _queue(tx, "a", 2)
     # When
-    with _plans(tx) as plans:
+    with query_plans(tx, "operation") as plans:
         assert not claims.samples_wait(tx, suspect=True)
         expires_at = NOW + timedelta(seconds=10)
         assert claims.claim_suspect(tx, worker_id="w", now=NOW, expires_at=expires_at, skip_locked=False) is None
@@ -487,7 +469,7 @@ def test_old_outcomes_are_found_without_reading_those_that_are_forgotten(tx: Con
     if tx.dialect.name != "sqlite":  # as it decides where there are many rows
         tx.exec_driver_sql("SET LOCAL enable_seqscan = off")
         tx.exec_driver_sql("SET LOCAL enable_sort = off")
-    with _plans(tx) as plans:
+    with query_plans(tx, "operation") as plans:
         journal.outcomes_to_expire(tx, finished_before=SOON, limit=5)
     assert "ix_operation_finished" in plans[0]
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, delete, event, func, insert, select, update
 from sqlalchemy.exc import DatabaseError
 
-from billing import ledger, rate_cards, rollups, usage_totals
+from billing import ledger, rate_cards, rollups, usage_totals, verify
 from billing.money import AmountError, from_units, to_units
 from billing.rollups import rebuild, roll_up
 from billing.usage import UsageRow
@@ -177,7 +177,7 @@ def test_records_from_before_the_ledger_are_charged_at_the_prices_of_their_time(
             sampling_session_id=None,
             kind=operation.kind,
             base_model=run.base_model,
-            finished_at=NOW,
+            finished_at=NOW - HOUR / 2,
         )
         tx.execute(insert(billing_tables.usage_record).values(**row.values()))
         rate_cards.add(tx, CARD.replace("2", "9"), now=NOW + HOUR)
@@ -191,6 +191,8 @@ def test_records_from_before_the_ledger_are_charged_at_the_prices_of_their_time(
         assert entry is not None
         assert entry.amount == Decimal(2)
         assert ledger.total_units(tx) == to_units(Decimal(2))
+        assert entry.created_at >= NOW > row.finished_at
+        assert list(verify.differences(tx)) == []
 
 
 def test_charges_of_an_hour_that_exceed_a_row_are_refused_and_still_read_exactly(database: Database) -> None:

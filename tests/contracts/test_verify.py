@@ -9,6 +9,7 @@ import sqlalchemy
 from sqlalchemy import Connection
 
 from billing import closing, ledger, rate_cards, verify
+from billing.charging import BOOKED_LATE
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind, NewEntry
 from billing.verify import Wrong
@@ -79,6 +80,30 @@ def test_a_deliberately_altered_charge_is_found(database: Database, change: dict
         tx.execute(sqlalchemy.update(ENTRY).where(ENTRY.c.operation_id == operation_id).values(**change))
         # Then
         assert found(tx) == [(wrong, f"operation:{operation_id}")]
+
+
+@pytest.mark.parametrize(
+    ("note", "late", "wrong"),
+    [
+        (BOOKED_LATE, timedelta(), []),
+        (BOOKED_LATE, timedelta(days=9), []),
+        (BOOKED_LATE, -timedelta(microseconds=1), [Wrong.TIME]),
+        ("another", timedelta(days=9), [Wrong.TIME]),
+        (None, timedelta(microseconds=1), [Wrong.TIME]),
+    ],
+)
+def test_only_a_charge_that_says_so_may_be_booked_late(
+    database: Database, note: str | None, late: timedelta, wrong: list[Wrong]
+) -> None:
+    # Given
+    with database.begin() as tx:
+        operation_id = make_bill(tx)[1]
+    with altered(database) as tx:
+        # When
+        change = sqlalchemy.update(ENTRY).where(ENTRY.c.operation_id == operation_id)
+        tx.execute(change.values(note=note, created_at=NOW + timedelta(hours=1) + late))
+        # Then
+        assert [each for each, _ in found(tx)] == wrong
 
 
 def test_a_charge_that_was_taken_away_is_found(database: Database) -> None:

@@ -21,6 +21,7 @@ from jobs.webhook_sender import WebhookSender, is_public
 from storage.clock import FrozenClock
 from storage.database import Database
 from storage.errors import RowNotFoundError
+from tests.contracts.query_plans import query_plans
 from tests.factories import NOW, make_account
 from tests.receiver import Receiver, is_signed, receiving
 
@@ -465,12 +466,44 @@ def test_deliveries_that_are_done_are_forgotten_after_a_while_and_others_are_not
         announce(database, account_id, event_id)
         sender(database, clock).deliver_due(pass_s=60)
     # When
-    sender(database, clock).forget_old()
+    assert sender(database, clock).forget_old(pass_s=60)
     assert len(deliveries(database)) == 2
     clock.advance((webhooks.KEPT + timedelta(seconds=1)).total_seconds())
-    sender(database, clock).forget_old()
+    assert sender(database, clock).forget_old(pass_s=60)
     # Then
     assert [one.event_id for one in deliveries(database)] == ["2"]
+
+
+def test_however_many_are_old_they_are_forgotten_batch_by_batch(
+    database: Database, clock: FrozenClock, account_id: str
+) -> None:
+    # Given seven that are given up
+    webhook_id, _ = add(database, account_id, "https://a.test/")
+    for number in range(7):
+        announce(database, account_id, str(number))
+    with database.begin() as tx:
+        webhooks.remove(tx, webhook_id, now=NOW)
+    clock.advance((webhooks.KEPT + timedelta(seconds=1)).total_seconds())
+    # When: no time
+    assert not sender(database, clock).forget_old(pass_s=0, batch=3)
+    # Then: a batch
+    assert len(deliveries(database)) == 4
+    # When: time enough
+    assert sender(database, clock).forget_old(pass_s=60, batch=3)
+    # Then
+    assert deliveries(database) == []
+
+
+def test_old_deliveries_are_found_without_reading_others(database: Database) -> None:
+    with database.begin() as tx:
+        if not database.is_sqlite:
+            tx.exec_driver_sql("SET LOCAL enable_seqscan = off")  # as it decides where there are many rows
+        # When
+        with query_plans(tx, "webhook_delivery") as plans:
+            webhooks.forget_old(tx, now=NOW, limit=3)
+    # Then
+    (plan,) = plans
+    assert "ix_webhook_delivery_created" in plan
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import func, select
 
-from billing import closing, exports, invoices, ledger, reconciliation, webhooks
+from billing import closing, exports, invoices, ledger, reconciliation, storage_metering, webhooks
 from jobs import billing_jobs
 from jobs.settings import JobsSettings
 from storage import billing_tables, keys, sweeper
@@ -127,6 +127,27 @@ def test_days_that_no_scheduler_has_seen_are_exported_when_one_is_back(
     # Then: each once
     for _ in range(2):
         assert days() == [f"{today + timedelta(days=number):%Y-%m-%d}" for number in (-1, 0, 1, 2)]
+
+
+def test_a_day_is_exported_when_the_storage_of_all_its_hours_is_metered(
+    charged: Storage, clock: FrozenClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a day that ended an hour ago, and what was kept in it
+    with charged.database.begin() as tx:
+        make_checkpoint(tx, make_run(tx), now=charged.database.now(tx))
+    monkeypatch.setenv("PIECEWORK_EXPORT_DAILY", "csv")
+    clock.advance((timedelta(days=1) + exports.SETTLED).total_seconds())
+    # When: a part of an hour is metered each time
+    nums, is_metered = [], False
+    while not is_metered:
+        _do("export_day", charged)
+        nums.append(len(list(charged.objects.list("exports/"))))
+        is_metered = storage_metering.meter(charged.database, pass_s=0)
+    # Then
+    assert len(nums) > 24
+    assert nums == [0] * (len(nums) - 1) + [1]
+    (export,) = charged.objects.list("exports/")
+    assert charged.objects.get(export.key).count(b"checkpoint_storage") == 24
 
 
 def test_webhooks_are_told_by_a_job(charged: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
