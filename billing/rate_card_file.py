@@ -62,6 +62,11 @@ class RateCard:
         matching = [name for name in self.device_seconds if name != ANY and device.startswith(name)]
         return self.device_seconds.get(max(matching, key=len, default=ANY), Decimal(0))
 
+    def prices_device(self, device: str | None) -> bool:
+        """Whether time on this device, on one whose name begins so, or on any if none is named, has a price."""
+        of_class = any(price for name, price in self.device_seconds.items() if name.startswith(device or ""))
+        return of_class or bool(device and self.device_second(device))
+
     def million(self, base_model: str, token_kind: str) -> Decimal:
         """Price of a million tokens of this kind with this base model."""
         prices = self.million_tokens.get(base_model, self.million_tokens.get(ANY, _NONE))

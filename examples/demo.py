@@ -149,6 +149,9 @@ def main() -> int:
         The exit status of the script that fine-tunes.
     """
     args, more = parse_args()
+    for program, target in ((PIECEWORK, "install"), (CLIENT_PYTHON, "client")):
+        if not program.exists():
+            sys.exit(f"{program} is missing: run `make {target}` first")
     began = time.monotonic()
     with data_directory(args.data_dir) as data_dir:
         say(f"base model {args.base_model}")

@@ -17,7 +17,7 @@ import matplotlib as mpl
 import tinker
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from service import choose_base_model, cost_table, fetch_cost, reach, run_script
+from service import choose_base_model, cost_table, count, fetch_cost, reach, run_script
 from tinker import types
 
 mpl.use("agg")
@@ -143,14 +143,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--base-url", help="address of the service (else TINKER_BASE_URL)")
     parser.add_argument("--base-model", help="base model to train (else the first that the service offers)")
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps")
-    parser.add_argument("--groups", type=int, default=16, help="additions in one step")
-    parser.add_argument("--group-size", type=int, default=8, help="answers sampled to each addition")
+    parser.add_argument("--steps", type=count, default=40, help="optimizer steps")
+    parser.add_argument("--groups", type=count, default=16, help="additions in one step")
+    parser.add_argument("--group-size", type=count, default=8, help="answers sampled to each addition")
     parser.add_argument(
         "--learning-rate", type=float, default=2e-3, help="of Adam; 0 changes nothing, try 4e-5 on models of billions"
     )
     parser.add_argument("--no-thinking", action="store_true", help="tell a model that thinks to answer at once")
-    parser.add_argument("--rank", type=int, default=32, help="of the LoRA adapter")
+    parser.add_argument("--rank", type=count, default=32, help="of the LoRA adapter")
     parser.add_argument("--plot", type=Path, default=Path("reinforcement.png"), help="where the plot is written")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter's start and the additions asked")
     return parser.parse_args()

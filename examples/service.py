@@ -1,5 +1,6 @@
-"""What the scripts need beside the SDK: is the service there, and what did a run cost?"""
+"""What the scripts need beside the SDK: counts as options, is the service there, and what did a run cost?"""
 
+import argparse
 import json
 import os
 import sys
@@ -20,6 +21,17 @@ os.environ.setdefault(
 
 REACH_TIMEOUT_S = 5.0
 COST_TIMEOUT_S = 30.0
+
+
+def count(text: str) -> int:
+    """A whole number of 1 or more, as the type of an option."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of 1 or more")
+    return number
 
 
 def reach(base_url: str | None) -> str:

@@ -17,13 +17,14 @@ import matplotlib as mpl
 import tinker
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from service import choose_base_model, cost_table, fetch_cost, reach, run_script
+from service import choose_base_model, cost_table, count, fetch_cost, reach, run_script
 from tinker import types
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
 
 Conversation = list[dict[str, str]]
+FORM = 'a conversation is {"messages": [{"role": …, "content": …}, …]}, with an answer of the assistant'
 NUM_SHOWN = 3
 ANSWER_TOKENS_MAX = 40
 
@@ -37,8 +38,31 @@ def packaged_conversations() -> Path:
 
 
 def read_conversations(path: Path) -> list[Conversation]:
-    """One conversation a line: `{"messages": [{"role": …, "content": …}, …]}`."""
-    return [json.loads(line)["messages"] for line in path.read_text("utf-8").splitlines() if line.strip()]
+    """One conversation a line: `{"messages": [{"role": …, "content": …}, …]}`, with an answer of the assistant.
+
+    Raises:
+        SystemExit: with a message that says which line is none, or why the file cannot be read.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise SystemExit(f"--data {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"--data {path} is not UTF-8 text ({error})") from error
+    conversations = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                messages = json.loads(line)["messages"]
+                has_answer = "assistant" in [message["role"] for message in messages if message["content"]]
+            except (ValueError, TypeError, KeyError):
+                has_answer = False
+            if not has_answer:
+                raise SystemExit(f"--data {path}, line {number}: {FORM}")
+            conversations.append(messages)
+    if not conversations:
+        raise SystemExit(f"--data {path} holds no conversation")
+    return conversations
 
 
 def render_turns(tokenizer: Any, messages: Conversation) -> Iterator[tuple[list[int], list[int]]]:
@@ -131,12 +155,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--base-url", help="address of the service (else TINKER_BASE_URL)")
     parser.add_argument("--base-model", help="base model to fine-tune (else the first that the service offers)")
     parser.add_argument("--data", type=Path, help="conversations, JSON lines (else those packaged by tinker-cookbook)")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
-    parser.add_argument("--batch-size", type=int, default=16, help="answers in one step")
+    parser.add_argument("--steps", type=count, default=200, help="optimizer steps")
+    parser.add_argument("--batch-size", type=count, default=16, help="answers in one step")
     parser.add_argument(
         "--learning-rate", type=float, default=8e-3, help="of Adam at the start; try 2e-4 on models of billions"
     )
-    parser.add_argument("--rank", type=int, default=32, help="of the LoRA adapter")
+    parser.add_argument("--rank", type=count, default=32, help="of the LoRA adapter")
     parser.add_argument("--plot", type=Path, default=Path("supervised.png"), help="where the loss plot is written")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter's start and the order of the data")
     return parser.parse_args()
@@ -155,7 +179,7 @@ def main() -> None:
         console.print(
             f"{base_model} · {len(conversations)} conversations · {len(turns)} answers · run {client.model_id}"
         )
-        shown = rng.sample(conversations, NUM_SHOWN)
+        shown = rng.sample(conversations, min(NUM_SHOWN, len(conversations)))
         prompts = [next(render_turns(tokenizer, messages))[0] for messages in shown]
         before = ask(client.save_weights_and_get_sampling_client().result(), prompts, tokenizer)
         losses = train(client, batches([make_datum(*turn) for turn in turns], args.batch_size, rng), args)
@@ -164,7 +188,7 @@ def main() -> None:
         after = ask(service.create_sampling_client(model_path=weights).result(), prompts, tokenizer)
         console.print(f"saved {state.result().path}\n      {weights}")
         for messages, old, new in zip(shown, before, after, strict=True):
-            question = next(m["content"] for m in messages if m["role"] == "user")
+            question = next((m["content"] for m in messages if m["role"] == "user"), "(no question)")
             console.print(f"\n{question}\n  before: {old!r}\n  after:  {new!r}")
         plot(losses, args.plot, f"{base_model}, rank {args.rank}")
         console.print(f"\nloss {losses[0]:.3f} → {losses[-1]:.3f} · plot in {args.plot}")

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
 
 from storage.clock import Clock, SystemClock
-from storage.errors import DatabaseUnavailableError
+from storage.errors import DatabaseRefusedError, DatabaseUnavailableError
 from storage.patience import PATIENCE, PatientConnection
 
 POOL_S = 10.0
@@ -32,6 +32,8 @@ POSTGRES_IDLE_S = 10.0
 The locks of one that was stopped, or that a network has cut off, would otherwise keep its runs from being taken over.
 """
 READ_ONLY_SQLSTATE = "25006"
+DRIVERS = frozenset({"sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"})
+_FORM = "write PIECEWORK_DATABASE_URL as postgresql+psycopg://user:password@host/database"
 _AFTER_COMMIT = "piecework_after_commit"
 
 
@@ -41,12 +43,15 @@ class Database:
     Attributes:
         engine: SQLAlchemy's engine.
         clock: judges time on SQLite; PostgreSQL judges by its own.
+
+    Raises:
+        DatabaseRefusedError: the URL is wrong, or of another database; its password is not in the message.
     """
 
     def __init__(
         self, url: str, *, clock: Clock | None = None, sqlite_synchronous: str = "NORMAL", pool_size: int = 8
     ) -> None:
-        parsed = make_url(url)
+        parsed = _parsed(url)
         self.clock: Clock = clock or SystemClock()
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if self.is_sqlite:
@@ -116,6 +121,16 @@ def after_commit(tx: Connection, call: Callable[[], None]) -> None:
     If the database does not say whether the commit took effect, nothing is called.
     """
     tx.get_execution_options()[_AFTER_COMMIT].append(call)
+
+
+def _parsed(url: str) -> sqlalchemy.URL:
+    try:
+        parsed = make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise DatabaseRefusedError(f"its URL cannot be read; {_FORM}") from None  # what it holds may be the password
+    if parsed.drivername not in DRIVERS:
+        raise DatabaseRefusedError(f"{parsed.drivername}:// is not supported; {_FORM}")
+    return parsed
 
 
 def _postgres_engine(url: sqlalchemy.URL, pool_size: int) -> sqlalchemy.Engine:

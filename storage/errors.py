@@ -6,6 +6,7 @@
     ├── InvalidObjectKeyError         the key itself is refused, whatever lies there
     ├── ObjectStoreRefusedError       wrong credentials, no such bucket, not permitted: needs an operator
     ├── ObjectStoreUnavailableError   unreachable, overloaded, disk full: trying again may help
+    ├── DatabaseRefusedError          wrong URL: needs an operator
     ├── DatabaseUnavailableError      unreachable, full, locked for too long: trying again may help
     ├── RowNotFoundError              no such account, run, checkpoint … (or it is another account's)
     ├── UploadGoneError               the object was swept away before it was named: upload again under a new key
@@ -77,6 +78,14 @@ class ObjectStoreUnavailableError(StorageError):
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
+
+
+class DatabaseRefusedError(StorageError):
+    """The URL of the database is wrong: correct PIECEWORK_DATABASE_URL."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the database is not opened: {reason}")
+        self.reason = reason
 
 
 class DatabaseUnavailableError(StorageError):

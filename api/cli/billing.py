@@ -14,18 +14,25 @@ from api.cli.billing_export import export, rebuild_rollups
 from api.cli.billing_reconcile import reconcile
 from api.cli.billing_verify import verify
 from api.cli.errors import CliError
+from api.cli.named import get_account
 from api.cli.opened import opened
-from api.cli.options import account_option, data_dir_option, json_option, project_option, reference_option
+from api.cli.options import (
+    NumbersGroup,
+    account_option,
+    data_dir_option,
+    json_option,
+    project_option,
+    reference_option,
+)
 from api.cli.output import print_json
 from api.cli.values import parse_amount, parse_moment
 from billing import ledger, money, rate_cards
 from billing.dimensions import Dimensions
 from billing.ledger import EntryKind, NewEntry
-from storage.accounts import get_account
 from storage.patience import unhurried
 
 
-@click.group()
+@click.group(cls=NumbersGroup)
 def billing() -> None:
     """Top-ups, credits, balances, and a check of every charge; see also `piecework budgets` and `piecework cost`."""
 

@@ -10,14 +10,14 @@ import click
 
 from api.cli.errors import CliError
 from api.cli.opened import opened
-from api.cli.options import NUMBER, data_dir_option, json_option, reference_option
+from api.cli.options import NUMBER, NumbersCommand, data_dir_option, json_option, reference_option
 from api.cli.output import print_json
 from billing import corrections, ledger, money, rate_cards
 from billing.invoices import InvoiceError
 from billing.money import AmountError
 
 
-@click.command()
+@click.command(cls=NumbersCommand)
 @click.argument("entry_id", type=NUMBER)
 @click.option("--amount", required=True, help="What is added to the entry, e.g. -1.50 in favour of the account.")
 @click.option("--reason", required=True, help="Why, as the invoice says it.")

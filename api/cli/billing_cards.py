@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from api.cli.errors import CliError
+from api.cli.named import get_account
 from api.cli.opened import opened
 from api.cli.options import NUMBER, data_dir_option, json_option
 from api.cli.output import moment, print_json, print_table
 from api.cli.values import parse_moment
 from billing import rate_cards
 from billing.rate_card_file import RateCardError
-from storage.accounts import get_account, list_accounts
+from storage.accounts import list_accounts
 from storage.errors import RowNotFoundError
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from api.cli.named import get_account
 from api.cli.opened import opened
-from api.cli.options import NUMBER, account_option, data_dir_option, json_option, project_option
+from api.cli.options import NUMBER, WholeNumber, account_option, data_dir_option, json_option, project_option
 from api.cli.output import moment, print_json, print_table
 from api.cli.values import parse_moment
 from billing import ledger, money, rate_cards
 from billing.ledger import Entry, EntryKind
-from storage.accounts import get_account
+from storage import runs
 
 
 @click.command()
@@ -29,7 +30,7 @@ from storage.accounts import get_account
 @project_option("Only of this project.")
 @click.option("--since", help="Only what was booked since: 2026-01-31, 2026-01-31T12:00:00, or 90m, 24h, 7d ago.")
 @click.option("--before", "before_id", type=NUMBER, help="Only those before this entry, a number of the list.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
+@click.option("--limit", type=WholeNumber(1, 10_000), default=50, show_default=True, help="At most so many.")
 @json_option
 @data_dir_option
 def entries(
@@ -51,6 +52,8 @@ def entries(
     """
     with opened(data_dir) as storage, storage.database.read() as tx:
         account = get_account(tx, account_name)
+        if run_id is not None:
+            runs.get_run(tx, run_id, account_id=account.id)
         found = ledger.list_entries(
             tx,
             account.id,

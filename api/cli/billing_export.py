@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from api.cli.errors import CliError
+from api.cli.named import get_account
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
 from api.cli.output import print_json, progress
@@ -14,7 +15,6 @@ from api.cli.values import parse_moment
 from billing import exports, rollups
 from billing.export_files import Format
 from billing.exports import Export
-from storage.accounts import get_account
 from storage.objects import SIGNED_URL_S_MAX
 from storage.open import Storage
 

@@ -9,18 +9,18 @@ import click
 from sqlalchemy import Connection
 
 from api.cli.errors import CliError
+from api.cli.named import get_account
 from api.cli.opened import opened
-from api.cli.options import NUMBER, account_option, data_dir_option, json_option
+from api.cli.options import NUMBER, NumbersGroup, account_option, data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from api.cli.values import parse_amount
 from billing import budgets as stored
 from billing.budgets import Budget, Period, Scope
 from storage import accounts, runs
-from storage.accounts import get_account
 from storage.errors import RowNotFoundError
 
 
-@click.group()
+@click.group(cls=NumbersGroup)
 def budgets() -> None:
     """Caps. What a spent hard cap covers waits, and goes on by itself when there is room."""
 
@@ -119,6 +119,9 @@ def remove(budget_id: int, account_name: str, as_json: bool, data_dir: Path) -> 
 def _checked(tx: Connection, account_id: str, scope: Scope, scope_id: str | None) -> str:
     """The id of what is to be capped, which must be the account's where that can be told."""
     if scope is Scope.ACCOUNT:
+        if scope_id is not None:
+            others = ", ".join(each for each in Scope if each is not Scope.ACCOUNT)
+            raise CliError(f"--id needs --scope, to say what {scope_id!r} is: {others}")
         return account_id
     if not scope_id:
         raise CliError(f"--scope {scope} needs --id: which {scope} is to be capped?")

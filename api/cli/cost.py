@@ -10,6 +10,7 @@ import click
 from sqlalchemy import Connection
 
 from api.cli.errors import CliError
+from api.cli.named import get_account
 from api.cli.opened import opened
 from api.cli.options import NUMBER, data_dir_option, json_option, project_option
 from api.cli.output import print_groups, print_json
@@ -20,7 +21,6 @@ from billing.cost import CostReport, CostRow
 from billing.money import plain
 from billing.usage_totals import Scope
 from storage import accounts, runs
-from storage.accounts import get_account
 from storage.errors import RowNotFoundError
 
 

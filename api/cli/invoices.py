@@ -10,8 +10,9 @@ import click
 
 from api import invoice_csv, invoice_pdf, schemas
 from api.cli.errors import CliError
+from api.cli.named import get_account
 from api.cli.opened import opened
-from api.cli.options import NUMBER, account_option, data_dir_option, json_option
+from api.cli.options import NUMBER, NumbersGroup, account_option, data_dir_option, json_option
 from api.cli.output import moment, print_json, print_table
 from api.cli.values import parse_amount, parse_moment
 from api.invoice_pdf import FontError
@@ -20,13 +21,13 @@ from billing import invoices as stored
 from billing.invoices import Invoice, InvoiceError
 from billing.money import AmountError
 from billing.settings import BillingSettings
-from storage.accounts import get_account, list_accounts
+from storage.accounts import list_accounts
 from storage.patience import unhurried
 
 _SUMS = {"rounding": "rounding", "total": "total", "owed_after": "owed afterwards, with earlier invoices"}
 
 
-@click.group()
+@click.group(cls=NumbersGroup)
 def invoices() -> None:
     """Close periods, show and correct invoices; months are closed by themselves."""
 

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import Connection
 
 from api.cli.errors import CliError
+from api.cli.named import get_account
 from api.cli.opened import opened
-from api.cli.options import NUMBER, data_dir_option, json_option
+from api.cli.options import NUMBER, NumbersGroup, data_dir_option, json_option
 from api.cli.output import moment, print_json, print_table
 from storage import accounts as stored
 from storage.errors import RowNotFoundError
 
 
-@click.group()
+@click.group(cls=NumbersGroup)
 def keys() -> None:
     """API keys of accounts; the tinker SDK takes one as TINKER_API_KEY."""
 
@@ -29,7 +29,7 @@ def keys() -> None:
 def create(account_name: str, name: str, as_json: bool, data_dir: Path) -> None:
     """Make a key and print it: the only time that it can be seen."""
     with opened(data_dir) as storage, storage.database.begin() as tx:
-        account = _get_account(tx, account_name)
+        account = get_account(tx, account_name)
         secret = stored.create_key(tx, account.id, name=name, now=storage.database.now(tx))
     if as_json:
         print_json({"api_key": secret})
@@ -45,7 +45,7 @@ def create(account_name: str, name: str, as_json: bool, data_dir: Path) -> None:
 def list_(account_name: str | None, as_json: bool, data_dir: Path) -> None:
     """Show keys without their secrets."""
     with opened(data_dir) as storage, storage.database.read() as tx:
-        owners = [_get_account(tx, account_name)] if account_name else stored.list_accounts(tx)
+        owners = [get_account(tx, account_name)] if account_name else stored.list_accounts(tx)
         rows: list[dict[str, Any]] = [
             {
                 "id": key.id,
@@ -84,11 +84,3 @@ def revoke(key_id: int, as_json: bool, data_dir: Path) -> None:
         print_json({"revoked": key_id})
     else:
         click.echo(f"key {key_id} is revoked")
-
-
-def _get_account(tx: Connection, name: str) -> stored.Account:
-    account = stored.find_account(tx, name)
-    if account is None:
-        names = ", ".join(one.name for one in stored.list_accounts(tx)) or "none"
-        raise CliError(f"there is no account {name!r} (accounts: {names}); add one: piecework accounts create {name}")
-    return account

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,17 +11,48 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-NUMBER = click.IntRange(1, 2**63 - 1)
+_NEGATIVE = re.compile(r"-\.?\d.*")
+
+
+class WholeNumber(click.IntRange):
+    """A whole number within bounds, called so in messages."""
+
+    name = "whole number"
+
+
+NUMBER = WholeNumber(1, 2**63 - 1)
 """Of a row: a key, a budget, an invoice; the database has no larger one."""
 
-COUNT = click.IntRange(0, 2**62)
+COUNT = WholeNumber(0, 2**62)
 """How many are left out of a list."""
+
+PORT = WholeNumber(0, 65_535)
+"""Of TCP; 0 is any that is free."""
 
 PROJECT_CHARS_MAX = 64
 REFERENCE_CHARS_MAX = 100
 """A reference is part of a ledger entry's source, beside the account or the entry that it is for."""
 
 DEFAULT_DATA_DIR = Path(".piecework")
+
+
+class NumbersCommand(click.Command):
+    """A command whose arguments are numbers: a negative one is refused as such, not as an unknown option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; a space before it keeps a negative number from being read as an option."""
+        try:
+            return super().parse_args(ctx, [*args])
+        except click.NoSuchOption as error:
+            if not any(_NEGATIVE.fullmatch(arg) and arg.startswith(error.option_name) for arg in args):
+                raise
+        return super().parse_args(ctx, [f" {arg}" if _NEGATIVE.fullmatch(arg) else arg for arg in args])
+
+
+class NumbersGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = NumbersCommand
 
 
 def _absolute(_ctx: click.Context, _param: click.Parameter, value: Path) -> Path:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from api.cli.options import data_dir_option
+from api.cli.options import PORT, data_dir_option
 from api.cli.process import python
 
 
 @click.command()
 @click.option("--host", envvar="PIECEWORK_HOST", help="Address to listen on.  [default: 127.0.0.1]")
-@click.option("--port", type=int, envvar="PIECEWORK_PORT", help="Port to listen on.  [default: 8787]")
+@click.option("--port", type=PORT, envvar="PIECEWORK_PORT", help="Port to listen on.  [default: 8787]")
 @data_dir_option
 def api(host: str | None, port: int | None, data_dir: Path) -> None:
     """Run one api process. It keeps nothing, so any number may run beside each other."""

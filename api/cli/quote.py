@@ -9,16 +9,16 @@ import click
 
 from api import schemas
 from api.cli.errors import CliError
+from api.cli.named import get_account, get_base_model
 from api.cli.opened import opened
-from api.cli.options import data_dir_option, json_option
+from api.cli.options import WholeNumber, data_dir_option, json_option
 from api.cli.output import print_json, print_table, progress
 from api.examples import KINDS, ExampleError, TokenCounter, parse_lines
 from billing import quotes, rate_cards
 from billing.money import AmountError, plain
 from billing.quotes import Errors, Quote, Work
 from billing.rating import device_seconds
-from storage.accounts import Account, get_account, list_accounts
-from storage.base_models import get_base_model
+from storage.accounts import Account, list_accounts
 from storage.open import Storage
 
 
@@ -30,8 +30,8 @@ from storage.open import Storage
     required=True,
     help=f"JSON Lines: a training example per line, with {KINDS.replace('`', '')}.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="How often each is trained on.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Examples per optim_step.")
+@click.option("--epochs", type=WholeNumber(1), default=1, show_default=True, help="How often each is trained on.")
+@click.option("--batch-size", type=WholeNumber(1), default=32, show_default=True, help="Examples per optim_step.")
 @click.option("--device", help="Price this device.  [default: the one that has trained most of late]")
 @click.option("--account", "account_name", help="Whose prices.  [default: the only account]")
 @json_option
@@ -62,13 +62,15 @@ def quote(
         try:
             with storage.database.begin() as tx:
                 made = quotes.make(tx, account.id, base_model, work, speed, now=now)
-                currency = rate_cards.currency(tx)
+                currency, card = rate_cards.currency(tx), rate_cards.in_force(tx, account.id, at=now).card
         except AmountError as error:
             raise CliError(str(error)) from error
     if as_json:
         print_json(schemas.quote(made, currency) | {"steps": work.steps, "past": schemas.quote_errors(errors)})
     else:
-        _show(made, work, errors, currency)
+        is_partial = not made.device and card.prices_device(device)
+        price = f"{plain(made.amount)} {currency}{' without device time' if is_partial else ''}"
+        _show(made, work, errors, price)
 
 
 def _read(storage: Storage, base_model: str, data: Path, *, epochs: int, batch_size: int) -> Work:
@@ -99,13 +101,13 @@ def _only(accounts: Sequence[Account]) -> Account:
     return accounts[0]
 
 
-def _show(made: Quote, work: Work, errors: Errors | None, currency: str) -> None:
+def _show(made: Quote, work: Work, errors: Errors | None, price: str) -> None:
     time = f"{device_seconds(made.device_ns):.3f} s on {made.device}" if made.device else "not measured yet: not priced"
     rows = [
         ("trained tokens", f"{made.tokens:,} ({work.epochs} x {work.tokens:,} in {work.examples:,} examples)"),
         ("steps", f"{work.steps:,}"),
         ("device time", time),
-        ("price", f"{plain(made.amount)} {currency}"),
+        ("price", price),
         ("past quotes", _told(errors)),
         ("tag", f"batch:{made.id}"),
     ]

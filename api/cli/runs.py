@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from api import schemas
+from api.cli.named import get_account
 from api.cli.opened import opened
-from api.cli.options import COUNT, data_dir_option, json_option
+from api.cli.options import COUNT, WholeNumber, data_dir_option, json_option
 from api.cli.output import print_groups, print_json, print_table
 from billing import pauses, usage
 from billing.rating import device_seconds
@@ -24,15 +25,13 @@ from storage.runs import Run
 @click.command()
 @click.option("--account", "account_name", help="Only runs of this account.")
 @click.option("--after", "offset", type=COUNT, default=0, help="Leave out so many of the newest.")
-@click.option(
-    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many, per account."
-)
+@click.option("--limit", type=WholeNumber(1, 1000), default=50, show_default=True, help="At most so many, per account.")
 @json_option
 @data_dir_option
 def runs(account_name: str | None, offset: int, limit: int, as_json: bool, data_dir: Path) -> None:
     """Show training runs, newest first."""
     with opened(data_dir) as storage, storage.database.read() as tx:
-        owners = [accounts.get_account(tx, account_name)] if account_name else accounts.list_accounts(tx)
+        owners = [get_account(tx, account_name)] if account_name else accounts.list_accounts(tx)
         found = [
             (account, run) for account in owners for run in stored.list_runs(tx, account.id, limit=limit, offset=offset)
         ]
@@ -69,9 +68,9 @@ def runs(account_name: str | None, offset: int, limit: int, as_json: bool, data_
 @click.command()
 @click.argument("run")
 @click.option(
-    "--after", "after_seq", type=click.IntRange(-1, 2**63 - 1), default=-1, help="Only operations after this seq."
+    "--after", "after_seq", type=WholeNumber(-1, 2**63 - 1), default=-1, help="Only operations after this seq."
 )
-@click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="At most so many.")
+@click.option("--limit", type=WholeNumber(1, 10_000), default=1000, show_default=True, help="At most so many.")
 @json_option
 @data_dir_option
 def ops(run: str, after_seq: int, limit: int, as_json: bool, data_dir: Path) -> None:

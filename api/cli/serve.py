@@ -19,7 +19,7 @@ from api.cli.broker import broker_spec
 from api.cli.child import ChildSpec
 from api.cli.child_log import BYTES_MAX, NUM_OLD
 from api.cli.errors import CliError
-from api.cli.options import data_dir_option
+from api.cli.options import PORT, data_dir_option
 from api.cli.process import python
 from api.cli.settings_check import check_settings
 from api.cli.supervisor import Running, Supervisor
@@ -41,7 +41,7 @@ _HEALTH_TIMEOUT_S = 1.0
 @click.command()
 @click.option("--host", default=None, envvar="PIECEWORK_HOST", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option(
-    "--port", type=int, default=None, envvar="PIECEWORK_PORT", help="Port; 0 takes a free one.  [default: 8787]"
+    "--port", type=PORT, default=None, envvar="PIECEWORK_PORT", help="Port; 0 takes a free one.  [default: 8787]"
 )
 @data_dir_option
 @click.option(

@@ -21,6 +21,7 @@ def parse_amount(text: str, what: str = "AMOUNT") -> int:
     Raises:
         CliError: it is none.
     """
+    text = text.strip()
     try:
         units = money.to_units(Decimal(text))
     except InvalidOperation as error:

@@ -13,19 +13,20 @@ import click
 from sqlalchemy import Connection
 
 from api.cli.errors import CliError
+from api.cli.named import get_account
 from api.cli.opened import opened
-from api.cli.options import NUMBER, data_dir_option, json_option
+from api.cli.options import NUMBER, NumbersGroup, WholeNumber, data_dir_option, json_option
 from api.cli.output import moment, print_json, print_table
 from billing import webhooks as stored
 from billing.webhooks import Delivery, Kind, Webhook, WebhookError
 from jobs.webhook_sender import WebhookSender
-from storage.accounts import get_account, name_of
+from storage.accounts import name_of
 from storage.errors import RowNotFoundError
 
 KINDS = [str(Kind.BUDGET), str(Kind.USAGE)]
 
 
-@click.group()
+@click.group(cls=NumbersGroup)
 def webhooks() -> None:
     """Tell other programs of budgets and usage, signed as Standard Webhooks does (docs/billing.md).
 
@@ -105,7 +106,7 @@ def remove(webhook_id: int, as_json: bool, data_dir: Path) -> None:
 
 @webhooks.command()
 @click.argument("webhook_id", type=NUMBER, required=False)
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most so many.")
+@click.option("--limit", type=WholeNumber(1, 1000), default=50, show_default=True, help="At most so many.")
 @json_option
 @data_dir_option
 def deliveries(webhook_id: int | None, limit: int, as_json: bool, data_dir: Path) -> None:

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import schemas
+from api.acceptance import unknown_base_model
 from api.dependencies import CurrentKey, Joined, json_of
-from api.errors import BadRequestError
+from api.errors import BadRequestError, NotFoundError
 from api.examples import ExampleError, TokenCounter
 from billing import quotes, rate_cards
 from billing.money import AmountError
@@ -39,7 +40,9 @@ def make_quote(
 ) -> dict[str, Any]:
     """Quote it: tokens, device time, amount, and how far off past quotes were."""
     with services.database.read() as tx:
-        model = base_models.get_base_model(tx, wanted.base_model)
+        model = base_models.find_base_model(tx, wanted.base_model)
+        if model is None:
+            raise NotFoundError(unknown_base_model(tx, wanted.base_model))
     if wanted.data is not None:
         counter = TokenCounter(services.storage.objects, model)
         try:

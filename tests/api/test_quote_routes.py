@@ -153,6 +153,41 @@ def test_what_cannot_be_quoted_says_why(alice: Account, body: dict[str, Any], st
     assert (answer.status_code, bool(answer.json()["detail"])) == (status, True)
 
 
+@pytest.mark.usefixtures("model")
+def test_a_base_model_that_is_not_served_is_answered_with_those_that_are(
+    alice: Account, storage: Storage, tmp_path: Path
+) -> None:
+    # given
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"tokens": [1, 2, 3]}\n')
+    # when
+    answer = alice.post("quotes", {"base_model": "Acme/Big", "examples": 1, "tokens": 5})
+    refused = run_cli(storage.settings.data_dir, "quote", "--model", "Acme/Big", "--data", str(data))
+    # then
+    offered = alice.get("get_server_capabilities").json()["supported_models"]
+    served = [each["model_name"] for each in offered]
+    assert answer.status_code == 404
+    assert all(repr(name) in answer.json()["detail"] for name in served)
+    says = f"there is no base model 'Acme/Big' (served: {', '.join(served)}); add one: piecework models add Acme/Big"
+    assert (refused.exit_code, refused.output) == (1, f"Error: {says}\n")
+
+
+@pytest.mark.usefixtures("model")
+def test_a_price_that_lacks_device_time_says_so(alice: Account, storage: Storage, tmp_path: Path) -> None:
+    # given device time of one device
+    train(storage, alice, 1, tags=[])
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"tokens": [1, 2, 3]}\n')
+    arguments = ("quote", "--model", NAME, "--data", str(data), "--account", "alice")
+    # when
+    known = run_cli(storage.settings.data_dir, *arguments)
+    lacking = run_cli(storage.settings.data_dir, *arguments, "--device", "cuda")
+    # then
+    assert (known.exit_code, lacking.exit_code) == (0, 0), lacking.output
+    assert "without device time" not in known.output
+    assert "USD without device time" in lacking.output
+
+
 def test_another_account_does_not_see_a_quote(make_account: Callable[[str], Account], model: BaseModel) -> None:
     one, two = make_account("one"), make_account("two")
     one.post("quotes", {"base_model": model.name, "examples": 1, "tokens": 5})

@@ -19,6 +19,23 @@ def test_the_card_that_ships_has_prices() -> None:
     assert card.gigabyte_month("state") == 0
 
 
+@pytest.mark.parametrize(
+    ("prices", "priced", "free"),
+    [
+        ('"*" = "1"', (None, "cpu", "cuda"), ()),
+        ('"cuda:NVIDIA H100" = "1"\n"cpu" = "0"', (None, "cuda", "cuda:NVIDIA H100"), ("cpu", "cuda:NVIDIA L4")),
+        ('"*" = "0"', (), (None, "cpu")),
+        ("", (), (None, "cpu")),
+    ],
+)
+def test_device_time_has_a_price_where_a_class_has_one(
+    prices: str, priced: tuple[str | None, ...], free: tuple[str | None, ...]
+) -> None:
+    card = parse(f"[device_seconds]\n{prices}\n")
+    assert [card.prices_device(device) for device in priced] == [True] * len(priced)
+    assert [card.prices_device(device) for device in free] == [False] * len(free)
+
+
 def test_prices_are_exact() -> None:
     # When
     card = parse(

@@ -78,9 +78,13 @@ def test_unknown_and_repeated_names_are_refused_in_one_line(tmp_path: Path) -> N
     run_json(tmp_path, "accounts", "create", "ada")
     for arguments, says in (
         (["accounts", "create", "ada"], "there is an account 'ada' already"),
-        (["keys", "create", "--account", "eve"], "there is no account 'eve' (accounts: ada)"),
+        (
+            ["keys", "create", "--account", "eve"],
+            "there is no account 'eve' (accounts: ada); add one: piecework accounts create eve\n",
+        ),
         (["keys", "revoke", "99"], "there is no key 99"),
-        (["cost", "--account", "eve"], "eve"),
+        (["cost", "--account", "eve"], "there is no account 'eve' (accounts: ada); add one: "),
+        (["runs", "--account", "eve"], "there is no account 'eve' (accounts: ada); add one: "),
         (["cost", "--since", "yesterday"], "--since 'yesterday' is no time"),
         (["ops", "no-such-run"], "no-such-run"),
     ):
@@ -269,6 +273,21 @@ def test_doctor_finds_nothing_wrong_with_a_fresh_directory(tmp_path: Path) -> No
     told = run(tmp_path, "doctor")
     assert told.exit_code == 0, told.output
     assert "FAIL" not in told.output
+
+
+@pytest.mark.parametrize("url", ["postgres://bob:hunter2@h/d", "mysql://bob:hunter2@h/d", "hunter2"])
+def test_a_url_of_no_database_says_what_to_write_without_its_password(tmp_path: Path, url: str) -> None:
+    refused = run(tmp_path, "cost", PIECEWORK_DATABASE_URL=url)
+    assert (refused.exit_code, refused.output.count("\n")) == (1, 1), refused.output
+    assert "postgresql+psycopg://user:password@host/database" in refused.output
+    assert "hunter2" not in refused.output
+
+
+@pytest.mark.parametrize("command", ["serve", "api"])
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_a_port_that_there_is_not_is_refused(tmp_path: Path, command: str, port: str) -> None:
+    refused = run(tmp_path, command, "--port", port)
+    assert (refused.exit_code, f"{port} is not in the range 0<=x<=65535" in refused.output) == (2, True)
 
 
 def test_wrong_setting_is_named(tmp_path: Path) -> None:

@@ -88,7 +88,15 @@ def test_a_balance_is_that_of_a_project_or_of_then(data_dir: Path) -> None:
         (["credit", "1e99", "--account", "ada"], "1E+99 is too large"),
         (["topup", "nan", "--account", "ada"], "NaN is no amount of money"),
         (["topup", "0.0000000000001", "--account", "ada"], "must be more than 0"),
-        (["topup", "1", "--account", "adam"], "there is no account 'adam'"),
+        (
+            ["topup", "1", "--account", "adam"],
+            "no account 'adam' (accounts: ada, eve); add one: piecework accounts",
+        ),
+        (["entries", "--account", "ada", "--run", "nope"], "there is no training run 'nope'"),
+        (["topup", "-5", "--account", "ada"], "AMOUNT '-5' must be more than 0"),
+        (["topup", "-5", "--account", "ada", "--project", "p"], "AMOUNT '-5' must be more than 0"),
+        (["credit", "--account", "ada", "-.5"], "AMOUNT '-.5' must be more than 0"),
+        (["credit", "--account", "ada", "-5USD"], "AMOUNT '-5USD' is no amount of money"),
         (["balance", "--account", "ada", "--at", "soon"], "--at 'soon' is no time"),
         (["balance", "--account", "ada", "--at", "99999999999d"], "is too far away"),
         (["export", "--from", "9999-12-31", "--format", "csv"], "--from '9999-12-31' is too far away"),
@@ -125,6 +133,35 @@ def test_a_number_that_no_row_has_is_refused(data_dir: Path, arguments: list[str
     refused = run(data_dir, *arguments)
     # then
     assert (refused.exit_code, f"{TOO_LARGE} is not in the range" in refused.output) == (2, True), refused.output
+
+
+@pytest.mark.parametrize("command", [["add", "-1"], ["set", "1", "-12.50"]])
+def test_a_negative_cap_must_be_more_than_0(data_dir: Path, command: list[str]) -> None:
+    # when
+    refused = run(data_dir, "budgets", *command, "--account", "ada")
+    # then
+    assert (refused.exit_code, refused.output) == (1, f"Error: CAP '{command[-1]}' must be more than 0\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["budgets", "set", "-1", "5", "--account", "ada"], "-1 is not in the range 1<=x<="),
+        (["budgets", "add", "5", "--acount", "ada"], "Did you mean"),
+        (["budgets", "add", "5", "-x", "--account", "ada"], "No such option '-x'"),
+        (["billing", "adjust", "-1", "--amount", "-1", "--reason", "x"], "-1 is not in the range 1<=x<="),
+        (["invoices", "show", "x"], "'x' is not a valid whole number"),
+        (["invoices", "show", "-1"], "-1 is not in the range 1<=x<="),
+        (["keys", "revoke", "-1"], "-1 is not in the range 1<=x<="),
+    ],
+)
+def test_what_is_no_number_and_what_is_no_option_are_told_apart(
+    data_dir: Path, arguments: list[str], says: str
+) -> None:
+    # when
+    refused = run(data_dir, *arguments)
+    # then
+    assert (refused.exit_code, says in refused.output) == (2, True), refused.output
 
 
 def test_a_reference_fits_into_the_ledger_or_is_refused(data_dir: Path) -> None:

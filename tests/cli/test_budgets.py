@@ -34,6 +34,17 @@ def test_every_scope_is_understood(tmp_path: Path, scope: Scope) -> None:
     assert told.exit_code == 0 or f"--scope {scope} needs --id" in told.output
 
 
+def test_an_id_without_a_scope_caps_nothing(tmp_path: Path) -> None:
+    # given
+    run_json(tmp_path, "accounts", "create", "ada")
+    # when
+    refused = run(tmp_path, "budgets", "add", "3", "--account", "ada", "--id", "zzz")
+    # then
+    says = "Error: --id needs --scope, to say what 'zzz' is: project, key, session, run, batch\n"
+    assert (refused.exit_code, refused.output) == (1, says)
+    assert run_json(tmp_path, "budgets", "list")["budgets"] == []
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A data directory with two accounts."""

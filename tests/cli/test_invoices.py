@@ -153,7 +153,6 @@ def test_a_ledger_entry_is_adjusted_once(tmp_path: Path) -> None:
     for arguments, found in (
         (["--kind", "charge"], [1]),
         (["--kind", "charge", "--kind", "adjustment"], [3, 1]),
-        (["--run", "another"], []),
         (["--project", "another"], []),
         (["--run", listed[0]["run"]], [3, 1]),
         (["--limit", "1", "--before", "3"], [2]),

@@ -66,3 +66,8 @@ def reinforcement(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return script("service", monkeypatch)
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return script("demo", monkeypatch)

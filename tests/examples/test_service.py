@@ -109,6 +109,26 @@ def test_a_base_model_that_is_not_offered_is_refused_with_those_that_are(service
         service.choose_base_model(client, "huge")
 
 
+@pytest.mark.parametrize("name", ["supervised", "reinforcement"])
+@pytest.mark.parametrize("steps", ["-4", "0", "many"])
+def test_a_count_is_a_whole_number_of_1_or_more(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    steps: str,
+):
+    # given
+    script = request.getfixturevalue(name)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--steps", steps])
+
+    # when and then
+    with pytest.raises(SystemExit) as ended:
+        script.parse_args()
+    assert ended.value.code == 2
+    assert f"argument --steps: {steps!r} must be a whole number of 1 or more" in capsys.readouterr().err
+
+
 def test_what_the_service_refuses_is_a_sentence(service: ModuleType):
     # given
     def refused() -> None:

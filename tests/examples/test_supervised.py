@@ -83,6 +83,32 @@ def test_conversations_are_read_line_by_line(supervised: ModuleType, tmp_path: P
     assert supervised.read_conversations(file) == [CONVERSATION]
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        (b"\xff", "is not UTF-8 text"),
+        (b"", "holds no conversation"),
+        (b"\n{", "line 2: a conversation is"),
+        (b"[]", "line 1: a conversation is"),
+        (b'{"messages": [{"role": "user", "content": "hello"}]}', "with an answer of the assistant"),
+    ],
+)
+def test_a_file_without_conversations_is_refused_in_a_sentence(
+    supervised: ModuleType, tmp_path: Path, content: bytes | None, says: str
+):
+    # given
+    file = tmp_path / "data.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+
+    # when and then
+    with pytest.raises(SystemExit) as refused:
+        supervised.read_conversations(file)
+    assert str(refused.value).startswith(f"--data {file}")
+    assert says in str(refused.value)
+
+
 def test_the_plot_is_a_png(supervised: ModuleType, tmp_path: Path):
     # when
     supervised.plot([3.0, 2.0, 1.0], tmp_path / "new" / "loss.png", "title")
