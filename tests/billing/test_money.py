@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from billing.money import SCALE, UNITS_MAX, AmountError, from_units, plain, round_charge, to_units
@@ -18,6 +18,7 @@ def test_what_the_database_holds_comes_back_exactly(number: int) -> None:
 
 
 @given(st.decimals(min_value=-(10**6), max_value=10**6, allow_nan=False, allow_infinity=False))
+@example(Decimal("999999.123456789013"))  # more digits than a float has
 def test_a_rounded_amount_is_stored_without_loss(amount: Decimal) -> None:
     # When
     rounded = round_charge(amount)
