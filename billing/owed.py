@@ -16,10 +16,18 @@ _invoice = billing_tables.invoice
 
 
 def units(tx: Connection, account_id: str) -> int:
-    """The sum of all entries of an account, in `money.SCALE`-ths."""
+    """The sum of all entries of an account, in `money.SCALE`-ths.
+
+    One statement: between two a period could be closed, and what was open would be counted twice.
+    """
     open_ = (_entry.c.account_id == account_id, _entry.c.invoice_id.is_(None))
-    on_none = tx.execute(select(*money.sum_columns(_entry.c.amount)).where(*open_)).one()
-    return invoiced_units(tx, account_id) + money.sum_of(*on_none)
+    halves = [select(half).where(*open_).scalar_subquery() for half in money.sum_columns(_entry.c.amount)]
+    halves += [
+        select(half).where(_invoice.c.account_id == account_id).scalar_subquery()
+        for half in money.sum_columns(_invoice.c.total)
+    ]
+    open_high, open_low, high, low = tx.execute(select(*halves)).one()
+    return money.sum_of(open_high, open_low) + money.sum_of(high, low)
 
 
 def invoiced_units(tx: Connection, account_id: str) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from sqlalchemy import Connection, event
 
@@ -9,10 +10,10 @@ from sqlalchemy import Connection, event
 @contextlib.contextmanager
 def query_plans(tx: Connection, table: str) -> Iterator[list[str]]:
     """The plan of each query on this table that is made in the block."""
-    made: list[tuple[str, object]] = []
+    made: list[tuple[str, Any]] = []
     plans: list[str] = []
 
-    def note(_c: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+    def note(_c: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
         if f"FROM {table}" in statement:
             made.append((statement, parameters))
 
@@ -21,4 +22,4 @@ def query_plans(tx: Connection, table: str) -> Iterator[list[str]]:
     event.remove(tx, "before_cursor_execute", note)
     explain = "EXPLAIN QUERY PLAN " if tx.dialect.name == "sqlite" else "EXPLAIN "
     for statement, parameters in made:
-        plans.append("\n".join(str(row[-1]) for row in tx.exec_driver_sql(explain + statement, parameters)))  # type: ignore[arg-type]
+        plans.append("\n".join(str(row[-1]) for row in tx.exec_driver_sql(explain + statement, parameters)))

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from billing import closing, invoices, ledger, money
 from billing.dimensions import Dimensions
@@ -128,6 +129,27 @@ def test_a_month_that_the_database_cannot_close_keeps_no_other_account_waiting(
             issued = invoices.list_invoices(tx)
         assert {each.account_id for each in issued} == set(accounts) - set(left)
         assert sorted(each.number for each in issued) == list(range(1, len(issued) + 1))
+
+
+def test_a_balance_that_is_read_while_a_period_is_closed_counts_nothing_twice(database: Database) -> None:
+    # Given
+    with database.begin() as tx:
+        account = make_account(tx)
+        pay(tx, account.id, "topup:1", 3 * money.SCALE, at=NOW)
+
+    def close(*_: Any) -> None:
+        with database.begin() as other:
+            closing.close(other, account.id, end=NOW + DAY, now=NOW + 2 * DAY)
+
+    # When: it is closed after the first statement of whoever adds up
+    with database.read() as tx:
+        event.listen(tx, "after_cursor_execute", close, once=True)
+        balance = ledger.balance(tx, account.id)
+    # Then
+    assert balance == 3
+    with database.read() as tx:
+        assert len(invoices.list_invoices(tx)) == 1
+        assert ledger.balance(tx, account.id) == 3
 
 
 def test_a_month_whose_total_no_row_holds_is_closed_in_parts(database: Database) -> None:

@@ -25,7 +25,7 @@ def clock(database: Database) -> Iterator[FrozenClock]:
     """The database's."""
     now = database.now
     yield set_clock(database)
-    database.now = now  # type: ignore[method-assign]  # what `set_clock` has put a stand-in for
+    database.now = now  # type: ignore[method-assign]  # `set_clock` has put a stand-in in its place
 
 
 def test_spans_over_hours_add_up_to_the_byte(database: Database, clock: FrozenClock) -> None:

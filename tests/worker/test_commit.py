@@ -141,7 +141,7 @@ def test_a_commit_tells_which_caps_of_its_accounts_are_spent(
         budgets.add(tx, run.account_id, Scope.ACCOUNT, run.account_id, cap=10**12, now=clock.now())
         budgets.add(tx, other.account_id, Scope.ACCOUNT, other.account_id, cap=0, now=clock.now())
         commits = [RunCommit(run, lease, [_done(tx, run)])]
-    lossy = dataclasses.replace(storage, database=AnswersLost(storage, outcomes))  # type: ignore[arg-type]
+    lossy = dataclasses.replace(storage, database=AnswersLost(storage, outcomes))  # type: ignore[arg-type]  # a stand-in
     committer = Committer(lossy, make_meter(), worker_id="w", publish=lambda _: None)
     told: list[int] = []
     committer.on_spent = lambda spent: told.extend(budget.id for budget in spent)

@@ -119,7 +119,7 @@ class Bench:
         """A turn of the engine."""
         self.turn.admit()
         if self.turn.accounts():
-            self.turn.take(self.models)  # type: ignore[arg-type]
+            self.turn.take(self.models)  # type: ignore[arg-type]  # `Models` stands in for a base model in memory
 
     def draw(self) -> None:
         """Feed, and draw all that is claimed, until nothing is left that may be drawn."""
