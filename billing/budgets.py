@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, false, insert, or_, select, text, update
 
 from billing import budget_alerts, money, owed
 from billing.dimensions import Dimensions
@@ -83,7 +83,22 @@ ENTRY_COLUMN = {
 
 
 @dataclass(frozen=True)
-class Budget:
+class Cap:
+    """What a budget covers."""
+
+    id: int
+    account_id: str
+    scope: str
+    scope_id: str
+
+    def covers(self, whom: Dimensions) -> bool:
+        """Whether what is charged to these counts."""
+        value = getattr(whom, ENTRY_COLUMN[Scope(self.scope)])
+        return whom.account_id == self.account_id and value is not None and str(value) == self.scope_id
+
+
+@dataclass(frozen=True)
+class Budget(Cap):
     """A cap, and where it stands. Amounts are in `money.SCALE`-ths.
 
     Attributes:
@@ -95,10 +110,6 @@ class Budget:
         refused_at: when it last had no room for something that was asked for; None if that is no longer so.
     """
 
-    id: int
-    account_id: str
-    scope: str
-    scope_id: str
     period: str
     cap: int
     is_hard: bool
@@ -139,11 +150,6 @@ class Budget:
         if self.refused_at is not None:
             return State.REFUSING
         return State.OVER if self.spent >= self.cap else State.OPEN
-
-    def covers(self, whom: Dimensions) -> bool:
-        """Whether what is charged to these counts."""
-        value = getattr(whom, ENTRY_COLUMN[Scope(self.scope)])
-        return whom.account_id == self.account_id and value is not None and str(value) == self.scope_id
 
     def has_room_for(self, units: int) -> bool:
         """Whether this much more may be held."""
@@ -248,9 +254,36 @@ def list_budgets(tx: Connection, account_ids: Collection[str] | None, *, now: da
     return [_from_row(row).at(now) for row in tx.execute(_live(account_ids))]
 
 
-def lock(tx: Connection, account_ids: Collection[str], *, now: datetime) -> Sequence[Budget]:
-    """The same, locked until the transaction ends."""
-    return [_begun(tx, _from_row(row), now) for row in tx.execute(_live(account_ids).with_for_update()).all()]
+def list_covering(tx: Connection, whom: Dimensions, *, now: datetime) -> Sequence[Budget]:
+    """The budgets that count what these are charged, as they stand now."""
+    return [_from_row(row).at(now) for row in tx.execute(_live(None).where(_covers_any([whom])))]
+
+
+def has_any(tx: Connection, account_id: str) -> bool:
+    """Whether the account has a budget at all."""
+    return bool(tx.execute(select(_live([account_id]).exists())).scalar_one())
+
+
+def lock(
+    tx: Connection, whom: Collection[Dimensions], *, now: datetime, ended: Mapping[int, str] | None = None
+) -> Sequence[Budget]:
+    """Lock all budgets of these accounts until the transaction ends, so that no two wait for each other.
+
+    Args:
+        ended: accounts of operations, by their ids.
+
+    Returns:
+        Those that count what these are charged, or hold something for these operations, as they stand now: few,
+        however many others their accounts have.
+    """
+    ended = ended or {}
+    if not _lock_all(tx, {one.account_id for one in whom} | set(ended.values())):
+        return []
+    wanted = _covers_any(whom)
+    if ended:
+        wanted = or_(wanted, _table.c.id.in_(select(_hold.c.budget_id).where(_hold.c.operation_id.in_(list(ended)))))
+    # one that was just added is locked by this: its id is higher than all
+    return [_begun(tx, _from_row(row), now) for row in tx.execute(_live(None).where(wanted).with_for_update()).all()]
 
 
 def begin_periods(database: Database) -> None:
@@ -260,7 +293,10 @@ def begin_periods(database: Database) -> None:
         over = {one.account_id for one in _spent(tx) if not one.at(now).is_exhausted}
     if over:
         with database.begin() as tx:
-            lock(tx, over, now=database.now(tx))
+            _lock_all(tx, over)
+            now = database.now(tx)
+            for budget in _spent(tx, _table.c.account_id.in_(sorted(over))):
+                _begun(tx, budget, now)
 
 
 # ------------------------------------------------------------------------------------------------- spent and held
@@ -282,10 +318,10 @@ def book(
         ended: accounts of operations, by their ids.
 
     Returns:
-        Those budgets of these accounts that pause what they cover once this is committed.
+        Those of the budgets which that concerns that pause what they cover once this is committed.
     """
     entries, ended = list(charged), ended or {}
-    budgets = lock(tx, {whom.account_id for whom, _ in entries} | set(ended.values()), now=now)
+    budgets = lock(tx, {whom for whom, _ in entries}, now=now, ended=ended)
     if not budgets:
         return []
     released = _release(tx, list(ended))
@@ -327,9 +363,20 @@ def note_refused(tx: Connection, budget: Budget, units: int, *, now: datetime) -
         budget_alerts.refusing(tx, budget.account_id, current.as_json(), now=now)
 
 
-def exhausted(tx: Connection, *, now: datetime, account_ids: Collection[str] | None = None) -> Sequence[Budget]:
-    """Budgets that pause what they cover, of all accounts or of these."""
-    return [budget for one in _spent(tx, account_ids) if (budget := one.at(now)).is_exhausted]
+def exhausted(tx: Connection, *, now: datetime, among: Collection[Dimensions]) -> Sequence[Budget]:
+    """Budgets that pause what they cover, and cover one of these."""
+    return [budget for one in _spent(tx, _covers_any(among)) if (budget := one.at(now)).is_exhausted]
+
+
+def exhausted_caps(tx: Connection, *, now: datetime) -> Sequence[Cap]:
+    """All caps that pause what they cover: there may be thousands."""
+    columns = [_table.c[name] for name in Cap.__dataclass_fields__]
+    return [Cap(*row) for row in tx.execute(select(*columns).where(*exhausted_now(now)))]
+
+
+def is_any_exhausted(tx: Connection) -> bool:
+    """Whether there may be such a budget at all: most often there is none, and that is quickly told."""
+    return bool(tx.execute(select(_live(None).where(_WAS_EXHAUSTED).exists())).scalar_one())
 
 
 def exhausted_now(now: datetime) -> Sequence[Any]:
@@ -339,10 +386,25 @@ def exhausted_now(now: datetime) -> Sequence[Any]:
     return _table.c.removed_at.is_(None), _WAS_EXHAUSTED, current
 
 
-def _spent(tx: Connection, account_ids: Collection[str] | None = None) -> Sequence[Budget]:
+def _lock_all(tx: Connection, account_ids: Collection[str]) -> bool:
+    """Lock all budgets of these accounts; whether there are any."""
+    return tx.execute(_live(account_ids).with_only_columns(_table.c.id).with_for_update()).first() is not None
+
+
+def _spent(tx: Connection, *wanted: ColumnElement[bool]) -> Sequence[Budget]:
     """Budgets that were exhausted when they were last written."""
-    query = _live(account_ids).where(_WAS_EXHAUSTED)
-    return [_from_row(row) for row in tx.execute(query)]
+    return [_from_row(row) for row in tx.execute(_live(None).where(_WAS_EXHAUSTED, *wanted))]
+
+
+def _covers_any(of: Collection[Dimensions]) -> ColumnElement[bool]:
+    """The condition that a budget covers one of these, or something of the same name that is another account's."""
+    named: dict[Scope, set[str]] = {scope: set() for scope in Scope}
+    for whom in of:
+        for scope, column in ENTRY_COLUMN.items():
+            if (value := getattr(whom, column)) is not None:
+                named[scope].add(str(value))
+    within = [and_(_table.c.scope == scope, _table.c.scope_id.in_(sorted(ids))) for scope, ids in named.items() if ids]
+    return and_(_table.c.account_id.in_(sorted(named[Scope.ACCOUNT])), or_(false(), *within))
 
 
 def _release(tx: Connection, operation_ids: Sequence[int]) -> Mapping[int, int]:

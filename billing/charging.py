@@ -78,7 +78,7 @@ class Bill:
         """Write the usage records and their charges, and release what was held for the operations.
 
         Returns:
-            Those budgets of the accounts on it that pause what they cover once this is committed.
+            Those of the budgets which that concerns that pause what they cover once this is committed.
         """
         if self._rows:
             self._tx.execute(insert(billing_tables.usage_record), [row.values() for row in self._rows])

@@ -71,26 +71,24 @@ def place(tx: Connection, locked: Sequence[Budget], operation_id: int, wanted: W
     """Hold what an operation may cost, in the transaction that accepts it.
 
     Args:
-        locked: the account's budgets.
+        locked: the budgets that cover it.
 
     Raises:
         OverBudgetError: a hard cap has no room for it.
     """
-    covering = [budget for budget in locked if budget.covers(wanted.whom)]
-    if covering:
-        budgets.hold(tx, covering, operation_id, check(tx, covering, wanted, now=now))
+    if locked:
+        budgets.hold(tx, locked, operation_id, check(tx, locked, wanted, now=now))
 
 
-def check(tx: Connection, of_account: Sequence[Budget], wanted: Wanted, *, now: datetime) -> int:
+def check(tx: Connection, covering: Sequence[Budget], wanted: Wanted, *, now: datetime) -> int:
     """What an operation may cost at most, in `money.SCALE`-ths, if there is room for that.
 
     Args:
-        of_account: budgets of the account; those that do not cover the operation count for nothing.
+        covering: the budgets that cover it.
 
     Raises:
         OverBudgetError: a hard cap has no room for it.
     """
-    covering = [budget for budget in of_account if budget.covers(wanted.whom)]
     if not covering:
         return 0
     account_id = wanted.whom.account_id

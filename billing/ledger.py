@@ -93,7 +93,7 @@ def append(
         ended: accounts, by their ids, of operations that have ended in this transaction: their holds are released.
 
     Returns:
-        Those budgets of the accounts that pause what they cover once this is committed.
+        Those of the budgets which that concerns that pause what they cover once this is committed.
 
     Raises:
         IntegrityError: one of the sources has an entry already.

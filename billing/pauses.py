@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, String, and_, cast, or_, select
 
 from billing import budgets
-from billing.budgets import Budget, Scope
+from billing.budgets import Budget, Cap, Scope
 from billing.dimensions import Dimensions
 from storage import billing_tables, tables
 from storage.journal import OPEN
@@ -22,8 +22,7 @@ COSTLY = ("forward", "forward_backward", "optim_step", "sample")
 
 def paused_runs(tx: Connection, run_ids: Collection[str], *, now: datetime) -> Mapping[str, Budget]:
     """Those of these runs that are paused, and by which budget."""
-    spent = budgets.exhausted(tx, now=now)
-    if not spent or not run_ids:
+    if not run_ids or not budgets.is_any_exhausted(tx):
         return {}
     run, session = tables.run.c, tables.session.c
     query = (
@@ -31,8 +30,9 @@ def paused_runs(tx: Connection, run_ids: Collection[str], *, now: datetime) -> M
         .join(tables.session, session.id == run.session_id)
         .where(run.id.in_(run_ids))
     )
-    covered = ((Dimensions(*row), _covering(spent, Dimensions(*row))) for row in tx.execute(query))
-    return {str(whom.run_id): budget for whom, budget in covered if budget is not None}
+    whose = [Dimensions(*row) for row in tx.execute(query)]
+    spent = budgets.exhausted(tx, now=now, among=whose)
+    return {str(whom.run_id): budget for whom in whose if (budget := _covering(spent, whom)) is not None}
 
 
 def waiting_runs(tx: Connection, run_ids: Collection[str], *, now: datetime) -> Mapping[str, Budget]:
@@ -51,8 +51,10 @@ def waiting_runs(tx: Connection, run_ids: Collection[str], *, now: datetime) -> 
 
 def pausing(tx: Connection, sampling_session_id: str, *, now: datetime) -> Budget | None:
     """The budget that pauses what is drawn in a sampling session."""
-    spent = budgets.exhausted(tx, now=now)
-    return _covering(spent, payers(tx, [sampling_session_id])[sampling_session_id]) if spent else None
+    if not budgets.is_any_exhausted(tx):
+        return None
+    payer = payers(tx, [sampling_session_id])[sampling_session_id]
+    return _covering(budgets.exhausted(tx, now=now, among=[payer]), payer)
 
 
 def payers(tx: Connection, sampling_session_ids: Collection[str]) -> Mapping[str, Dimensions]:
@@ -69,18 +71,18 @@ def payers(tx: Connection, sampling_session_ids: Collection[str]) -> Mapping[str
 
 def unpaused(tx: Connection, *, now: datetime) -> ColumnElement[bool] | None:
     """The condition that a sample of the journal is not paused; None if none is."""
-    return unpaused_by(budgets.exhausted(tx, now=now), now=now)
+    return unpaused_by(budgets.exhausted_caps(tx, now=now), now=now)
 
 
-def unpaused_by(spent: Sequence[Budget], *, now: datetime) -> ColumnElement[bool] | None:
+def unpaused_by(spent: Sequence[Cap], *, now: datetime) -> ColumnElement[bool] | None:
     """The same, by one who knows what is exhausted now."""
     if not spent:
         return None
-    accounts = sorted({budget.account_id for budget in spent if budget.scope == Scope.ACCOUNT})
-    within_accounts = tables.operation.c.account_id.not_in(accounts)
-    if all(budget.scope == Scope.ACCOUNT for budget in spent):
-        return within_accounts
     session, sampling, budget = tables.session.c, tables.sampling_session.c, billing_tables.budget.c
+    whole = select(budget.account_id).where(*budgets.exhausted_now(now), budget.scope == Scope.ACCOUNT)
+    within_accounts = tables.operation.c.account_id.not_in(whole)
+    if all(cap.scope == Scope.ACCOUNT for cap in spent):
+        return within_accounts
     scopes = {
         Scope.PROJECT: session.project_id,
         Scope.KEY: cast(session.api_key_id, String),

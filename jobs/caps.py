@@ -23,13 +23,13 @@ def hold(tx: Connection, owner: Run | SamplingSession, request_id: str, body: Bo
     Raises:
         OverBudgetError: a hard cap has no room for it, or for an earlier one of its run.
     """
-    locked = budgets.lock(tx, [owner.account_id], now=now) if body.kind in COSTLY else []
-    if not locked:
+    if body.kind not in COSTLY or not budgets.has_any(tx, owner.account_id):
         return
     operation = journal.get_operation(tx, request_id)
     if operation.status in FINAL:
         return  # its run was never made: it failed as it was accepted, and nothing would ever release the hold
-    holds.place(tx, locked, operation.id, _wanted(tx, owner, body), now=now)
+    wanted = _wanted(tx, owner, body)
+    holds.place(tx, budgets.lock(tx, [wanted.whom], now=now), operation.id, wanted, now=now)
     _check_earlier(tx, owner, operation.seq, now=now)
 
 
@@ -39,10 +39,11 @@ def check(tx: Connection, owner: Run | SamplingSession, seq: int, body: Body, *,
     Raises:
         OverBudgetError: a hard cap has no room for it, or for an earlier one of its run.
     """
-    there = budgets.list_budgets(tx, [owner.account_id], now=now) if body.kind in COSTLY else []
-    if there:
-        holds.check(tx, there, _wanted(tx, owner, body), now=now)
-        _check_earlier(tx, owner, seq, now=now)
+    if body.kind not in COSTLY or not budgets.has_any(tx, owner.account_id):
+        return
+    wanted = _wanted(tx, owner, body)
+    holds.check(tx, budgets.list_covering(tx, wanted.whom, now=now), wanted, now=now)
+    _check_earlier(tx, owner, seq, now=now)
 
 
 def _wanted(tx: Connection, owner: Run | SamplingSession, body: Body) -> Wanted:

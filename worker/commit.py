@@ -91,7 +91,7 @@ class Committer:
 
     Attributes:
         on_wait: called whenever database or object store does not answer and is asked again: this is no hanging.
-        on_spent: called after a commit with the budgets of its accounts that pause what they cover, if there are any.
+        on_spent: called after a commit with the budgets it has charged that pause what they cover, if there are any.
     """
 
     def __init__(

@@ -114,7 +114,7 @@ class SampleFeeder(threading.Thread):
         mark = self._samples.caps.mark
         with self._storage.database.read() as tx:
             now = self._storage.database.now(tx)
-            spent = budgets.exhausted(tx, now=now)
+            spent = budgets.exhausted_caps(tx, now=now)
             unpaused = pauses.unpaused_by(spent, now=now)
             suspect = room > 0 and claims.samples_wait(tx, suspect=True, among=unpaused)
             others = room > 0 and claims.samples_wait(tx, among=unpaused)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from billing.budgets import Budget
+from billing.budgets import Cap
 from billing.dimensions import Dimensions
 
 
@@ -18,7 +18,7 @@ class SpentCaps:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_account: dict[str, dict[int, Budget]] = {}
+        self._by_account: dict[str, dict[int, Cap]] = {}
         self._num_told = 0
         self._version = 0
 
@@ -39,7 +39,7 @@ class SpentCaps:
         with self._lock:
             return any(budget.covers(payer) for budget in self._by_account.get(payer.account_id, {}).values())
 
-    def add(self, spent: Iterable[Budget]) -> None:
+    def add(self, spent: Iterable[Cap]) -> None:
         """A commit has found these spent."""
         with self._lock:
             self._num_told += 1
@@ -47,16 +47,16 @@ class SpentCaps:
             if new:
                 self._set({**self._by_id(), **{budget.id: budget for budget in new}})
 
-    def replace(self, spent: Iterable[Budget], *, since: int) -> None:
+    def replace(self, spent: Iterable[Cap], *, since: int) -> None:
         """These have been read, and are all; unless a commit has told of more since the mark: that may be newer."""
         with self._lock:
             told = self._by_id() if self._num_told != since else {}
-            self._set({**told, **{budget.id: budget for budget in spent}})
+            self._set({**told, **{cap.id: cap for cap in spent}})
 
-    def _by_id(self) -> dict[int, Budget]:
+    def _by_id(self) -> dict[int, Cap]:
         return {id_: budget for budgets in self._by_account.values() for id_, budget in budgets.items()}
 
-    def _set(self, spent: dict[int, Budget]) -> None:
+    def _set(self, spent: dict[int, Cap]) -> None:
         if spent.keys() == self._by_id().keys():
             return
         self._version += 1

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, update
 
 from billing import budgets
 from billing.budgets import Scope
+from billing.dimensions import Dimensions
 from storage import billing_tables, tables, workers
 from storage.journal import Operation
 from storage.open import Storage
@@ -98,7 +99,7 @@ def test_what_is_held_for_an_operation_that_has_ended_is_found(storage: Storage)
     with storage.database.begin() as tx:
         run, operation = a_round(tx, 0)
         budgets.add(tx, run.account_id, Scope.RUN, run.id, cap=10**12, now=NOW)
-        budgets.hold(tx, budgets.lock(tx, [run.account_id], now=NOW), operation.id, 5)
+        budgets.hold(tx, budgets.lock(tx, [Dimensions(run.account_id, run_id=run.id)], now=NOW), operation.id, 5)
 
     # then
     assert broken(storage) == {"every_charge_and_budget_can_be_computed_again"}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import structlog
 from sqlalchemy import Connection, insert, update
 
-from billing import budget_checks, budgets, money, verify
+from billing import budget_checks, budgets, dimensions, money, verify
 from billing.budget_checks import Misfit
 from billing.budgets import Period, Scope
 from billing.verify import Wrong
@@ -40,7 +41,8 @@ def run(database: Database) -> Run:
 
 
 def hold(tx: Connection, run: Run, operation: Operation, units: int) -> None:
-    budgets.hold(tx, budgets.lock(tx, [run.account_id], now=NOW), operation.id, units * money.SCALE)
+    whom = dataclasses.replace(dimensions.of_session(tx, run.session_id), run_id=run.id)
+    budgets.hold(tx, budgets.lock(tx, [whom], now=NOW), operation.id, units * money.SCALE)
 
 
 def misfits(database: Database) -> list[Misfit]:

@@ -60,7 +60,7 @@ def place(tx: Connection, run: Run, seq: int, tokens: int) -> Operation:
     whom = dataclasses.replace(dimensions.of_session(tx, run.session_id), run_id=run.id)
     bound = make_usage(device_ns=0, tokens_trained=tokens)
     wanted = Wanted(whom, operation.kind, operation.base_model, bound)
-    holds.place(tx, budgets.lock(tx, [run.account_id], now=NOW), operation.id, wanted, now=NOW)
+    holds.place(tx, budgets.lock(tx, [whom], now=NOW), operation.id, wanted, now=NOW)
     return operation
 
 
@@ -99,9 +99,9 @@ def test_a_period_begins_anew_by_itself(database: Database, run: Run) -> None:
     with database.begin() as tx:
         add(tx, run, 4, period=Period.DAY)
         train(tx, run, 1, 5)
-        assert budgets.exhausted(tx, now=NOW + DAY / 2)
+        assert budgets.exhausted_caps(tx, now=NOW + DAY / 2)
         # Then
-        assert not budgets.exhausted(tx, now=NOW + DAY)
+        assert not budgets.exhausted_caps(tx, now=NOW + DAY)
         assert standing(tx, run, at=NOW + DAY) == [(0, 0)]
         # When
         train(tx, run, 2, 1, at=NOW + DAY)
@@ -156,25 +156,25 @@ def test_a_soft_budget_refuses_nothing(database: Database, run: Run) -> None:
         train(tx, run, 2, 5)
         # Then
         assert standing(tx, run) == [(5, 5)]
-        assert not budgets.exhausted(tx, now=NOW)
+        assert not budgets.exhausted_caps(tx, now=NOW)
 
 
 def test_a_top_up_a_raised_cap_or_its_removal_end_a_pause(database: Database, run: Run) -> None:
     with database.begin() as tx:
         budget = add(tx, run, 4)
         train(tx, run, 1, 5)
-        assert budgets.exhausted(tx, now=NOW)
+        assert budgets.exhausted_caps(tx, now=NOW)
         # When, then
         top_up(tx, run, 2)
         assert standing(tx, run) == [(3, 0)]
-        assert not budgets.exhausted(tx, now=NOW)
+        assert not budgets.exhausted_caps(tx, now=NOW)
         train(tx, run, 2, 5)
-        assert budgets.exhausted(tx, now=NOW)
+        assert budgets.exhausted_caps(tx, now=NOW)
         budgets.set_cap(tx, run.account_id, budget.id, money.to_units(Decimal(9)), now=NOW)
-        assert not budgets.exhausted(tx, now=NOW)
+        assert not budgets.exhausted_caps(tx, now=NOW)
         train(tx, run, 3, 5)
         budgets.remove(tx, run.account_id, budget.id, now=NOW)
-        assert not budgets.exhausted(tx, now=NOW)
+        assert not budgets.exhausted_caps(tx, now=NOW)
         assert standing(tx, run) == []
 
 
@@ -237,6 +237,28 @@ def test_a_threshold_is_not_logged_where_what_reached_it_is_rolled_back(database
     assert [one["event"] for one in logs] == ["budget_threshold_reached", "budget_paused"]
 
 
+def test_of_all_budgets_only_those_that_are_concerned_are_read(database: Database, run: Run) -> None:
+    with database.begin() as tx:
+        # given budgets that cover a run, some of others of the account, one that holds for it, and another account's
+        whom = dataclasses.replace(dimensions.of_session(tx, run.session_id), run_id=run.id)
+        names = {Scope.ACCOUNT: "", Scope.PROJECT: "p", Scope.KEY: "7", Scope.SESSION: run.session_id, Scope.BATCH: "b"}
+        covering = [add(tx, run, 9, scope, name).id for scope, name in {**names, Scope.RUN: run.id}.items()]
+        others = [add(tx, run, 9, scope, "x" if scope != Scope.KEY else "8") for scope in Scope if scope != "account"]
+        operation = make_operation(tx, run, 1)
+        budgets.hold(tx, others[:1], operation.id, 5)
+        foreign = make_account(tx, "bob").id
+        budgets.add(tx, foreign, Scope.BATCH, "b", cap=9, now=NOW)
+        # when
+        charged = budgets.lock(tx, [whom], now=NOW)
+        ended = budgets.lock(tx, [], now=NOW, ended={operation.id: run.account_id})
+        both = budgets.lock(tx, [whom], now=NOW, ended={operation.id: run.account_id})
+        # then
+        assert [one.id for one in charged] == covering == [one.id for one in budgets.list_covering(tx, whom, now=NOW)]
+        assert [one.id for one in ended] == [others[0].id]
+        assert [one.id for one in both] == [*covering, others[0].id]
+        assert all(one.covers(whom) for one in charged)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_priced_by_tokens_nothing_is_spent_beyond_a_cap(database: Database, run: Run, seed: int) -> None:
     chance = random.Random(seed)
@@ -256,7 +278,7 @@ def test_priced_by_tokens_nothing_is_spent_beyond_a_cap(database: Database, run:
             operation, bound = make_operation(tx, run, seq), make_usage(device_ns=0, **most)
             wanted = Wanted(whom, operation.kind, operation.base_model, bound)
             try:
-                locked = budgets.lock(tx, [run.account_id], now=later)
+                locked = budgets.lock(tx, [whom], now=later)
                 holds.place(tx, locked, operation.id, wanted, now=later)
                 placed.append((operation, bound))
             except OverBudgetError:
@@ -286,7 +308,7 @@ def test_priced_by_device_time_a_cap_is_overshot_by_what_is_in_flight(database: 
             operation = make_operation(tx, run, seq)
             bound = make_usage(device_ns=0, tokens_sampled=3 * 100)  # three samples of the longest generation
             wanted = Wanted(whom, operation.kind, operation.base_model, bound)
-            holds.place(tx, budgets.lock(tx, [run.account_id], now=later), operation.id, wanted, now=later)
+            holds.place(tx, budgets.lock(tx, [whom], now=later), operation.id, wanted, now=later)
             return operation
 
         in_flight = [accept(1), accept(2)]

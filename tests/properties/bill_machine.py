@@ -223,8 +223,8 @@ class BillMachine(KeepingMachine):
         if operation.status in FINAL:
             return
         whom = Dimensions(operation.account_id, run_id=operation.run_id)
-        locked = budgets.lock(tx, [operation.account_id], now=self.database.now(tx))
-        budgets.hold(tx, [one for one in locked if one.covers(whom)], operation.id, _most(operation))
+        covering = budgets.lock(tx, [whom], now=self.database.now(tx))
+        budgets.hold(tx, covering, operation.id, _most(operation))
 
     def _waiting(self, tx: Connection) -> Sequence[Operation]:
         """What was accepted and has no outcome."""
