@@ -21,6 +21,7 @@ def credit(
     now: datetime,
     line: int | None = None,
     units: int | None = None,
+    reference: str | None = None,
 ) -> Invoice:
     """Take back charges of an invoice: one adjustment for each, on a credit note that is issued at once.
 
@@ -28,15 +29,19 @@ def credit(
         line: only charges of this line of it; else all.
         units: so much, in `money.SCALE`-ths, charge by charge in the order they were made, the last one in part; else
             all that earlier corrections have left.
+        reference: the same one again for the same invoice takes back nothing more, and gets the note that there is.
 
     Raises:
-        InvoiceError: it is a credit note itself, has no such line, less is left to be credited, or so little is
-            credited that the note would be of nothing.
+        InvoiceError: it is a credit note itself, the line is of no charge, less is left to be credited, so little is
+            credited that the note would be of nothing, or the reference is that of another note.
+        RowNotFoundError: it has no such line.
     """
     if invoice.kind != InvoiceKind.INVOICE:
         raise InvoiceError(f"{invoice.number} is a credit note: credit the invoice that it corrects")
     group = None if line is None else _group(tx, invoice, line)
     note_id = issuing.lock(tx) + 1
+    if reference is not None and (made := invoices.find_credit_note(tx, invoice, reference)) is not None:
+        return _same(tx, made, reason, units)
     credited = 0
     for page in invoice_lines.entries(tx, invoice.id, group):
         charges = [entry for entry in page if entry.kind == EntryKind.CHARGE]
@@ -68,7 +73,16 @@ def credit(
         now=now,
         corrects=invoice,
         reason=reason,
+        reference=reference,
     )
+
+
+def _same(tx: Connection, made: Invoice, reason: str, units: int | None) -> Invoice:
+    """The note that there is, if it is what is asked for again."""
+    total = made.units if units is None else -money.round_to_cents(units, made.currency)
+    if (total, reason) != (made.units, invoices.document(tx, made)["reason"]):
+        raise InvoiceError(f"the reference is that of credit note {made.number}, which is another: choose another one")
+    return made
 
 
 def _group(tx: Connection, invoice: Invoice, number: int) -> Mapping[str, Any]:

@@ -46,6 +46,7 @@ class Invoice:
         period_start, period_end: the end is not in it; late entries of earlier periods are.
         units: its total, in `money.SCALE`-ths.
         corrects_id: of a credit note, the invoice that it corrects.
+        reference: of a credit note, what it was asked for under, if that was named.
     """
 
     id: int
@@ -59,6 +60,7 @@ class Invoice:
     corrects_id: int | None
     sha256: str
     created_at: datetime
+    reference: str | None = None
 
     @property
     def total(self) -> Decimal:
@@ -75,6 +77,11 @@ def get(tx: Connection, number: int, *, account_id: str | None = None) -> Invoic
     for invoice in _read(tx, _table.c.number == number, *_of(account_id)):
         return invoice
     raise RowNotFoundError("invoice", number)
+
+
+def find_credit_note(tx: Connection, invoice: Invoice, reference: str) -> Invoice | None:
+    """The credit note of this invoice that was asked for under this reference."""
+    return next(_read(tx, _table.c.corrects_id == invoice.id, _table.c.reference == reference), None)
 
 
 def document(tx: Connection, invoice: Invoice) -> dict[str, Any]:

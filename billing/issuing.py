@@ -37,6 +37,7 @@ def issue(
     now: datetime,
     corrects: Invoice | None = None,
     reason: str | None = None,
+    reference: str | None = None,
 ) -> Invoice:
     """Write the invoice of the entries that have been put on it, with an entry of its own for its rounding.
 
@@ -77,6 +78,7 @@ def issue(
         corrects_id=None if corrects is None else corrects.id,
         sha256=invoices.digest(content),
         created_at=now,
+        reference=reference,
     )
     values = dict(invoice.__dict__)
     tx.execute(insert(_table).values(total=values.pop("units"), document=content, **values))

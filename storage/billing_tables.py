@@ -166,10 +166,12 @@ invoice = Table(
     Column("currency", String(3), nullable=False),
     Column("total", BigInteger, nullable=False),
     Column("corrects_id", BigInteger, ForeignKey("invoice.id")),
+    Column("reference", String(128)),  # of a credit note: the same one again gets the same note
     Column("document", Text, nullable=False),  # JSON, as it was issued
     Column("sha256", String(64), nullable=False),
     Column("created_at", Timestamp, nullable=False),
     Index("ix_invoice_account_period", "account_id", "period_end"),
+    Index("ix_invoice_corrects_reference", "corrects_id", "reference", unique=True),
 )
 
 # One row: the number of the newest invoice.
@@ -300,7 +302,7 @@ quote = Table(
     Index("ix_quote_account_created", "account_id", "created_at"),
 )
 
-# What holding billed device time and overhead against the busy clocks has shown.
+# What holding billed device time and overhead against the busy clocks has shown, of the time since the row before.
 reconciliation = Table(
     "reconciliation",
     metadata,
@@ -311,5 +313,17 @@ reconciliation = Table(
     Column("billed_ns", BigInteger, nullable=False),
     Column("overhead_ns", BigInteger, nullable=False),
     Column("drift_ppm", BigInteger, nullable=False),  # of the worker that is furthest off
+    Column("worst_worker", String(128)),  # which that is
     Column("alarm", Boolean, nullable=False),
+)
+
+# What stood of each worker when it was last in a row of `reconciliation`.
+reconciled_worker = Table(
+    "reconciled_worker",
+    metadata,
+    Column("worker_id", String(128), primary_key=True),
+    Column("busy_ns", BigInteger, nullable=False),
+    Column("billed_ns", BigInteger, nullable=False),
+    Column("overhead_ns", BigInteger, nullable=False),
+    Column("under_way_ns", BigInteger, nullable=False),
 )

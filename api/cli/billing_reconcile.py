@@ -10,7 +10,7 @@ import click
 
 from api.cli.opened import opened
 from api.cli.options import data_dir_option, json_option
-from api.cli.output import print_json, print_table
+from api.cli.output import moment, print_json, print_table
 from billing import reconciliation
 
 
@@ -20,16 +20,21 @@ from billing import reconciliation
 def reconcile(*, as_json: bool, data_dir: Path) -> None:
     """Hold billed device time and overhead against the workers' busy clocks; exit code 1 if they drift over 0.1 %.
 
-    Overhead is what is never billed: failed attempts, replays, discarded work.
+    Overhead is what is never billed: failed attempts, replays, discarded work. Each worker's figures are
+    those since its start. Alarms are of single hours: the newest ten are shown below.
     """
     with opened(data_dir) as storage, storage.database.read() as tx:
-        found = reconciliation.reconcile(tx)
+        found, alarms = reconciliation.reconcile(tx), reconciliation.alarms(tx)
     if as_json:
         balances = [
             {**dataclasses.asdict(balance), "drift_ns": balance.drift_ns, "drift_ppm": balance.drift_ppm}
             for balance in found.balances
         ]
-        print_json({"workers": balances, "drift_ppm": found.drift_ppm, "alarm": found.alarm})
+        told = [
+            {"at": alarm.created_at.isoformat(), "worker": alarm.worker_id, "drift_ppm": alarm.drift_ppm}
+            for alarm in alarms
+        ]
+        print_json({"workers": balances, "drift_ppm": found.drift_ppm, "alarm": found.alarm, "alarms": told})
     else:
         rows = [
             (
@@ -44,14 +49,20 @@ def reconcile(*, as_json: bool, data_dir: Path) -> None:
                         balance.drift_ns,
                     )
                 ),
-                f"{Decimal(balance.drift_ppm) / 10_000:.4f} %",
+                _percent(balance.drift_ppm),
             )
             for balance in found.balances
         ]
         headings = ("worker", "busy s", "billed s", "overhead s", "under way s", "drift s", "drift")
         print_table(headings, rows, numbers=[1, 2, 3, 4, 5, 6], empty="no worker has been busy yet")
+        for alarm in alarms:
+            click.echo(f"alarm at {moment(alarm.created_at)}: {alarm.worker_id} was off by {_percent(alarm.drift_ppm)}")
     if found.alarm:
         raise click.exceptions.Exit(1)
+
+
+def _percent(ppm: int) -> str:
+    return f"{Decimal(ppm) / 10_000:.4f} %"
 
 
 def _seconds(nanoseconds: int) -> str:

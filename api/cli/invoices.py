@@ -12,7 +12,7 @@ from api import invoice_csv, invoice_pdf, schemas
 from api.cli.errors import CliError
 from api.cli.named import get_account
 from api.cli.opened import opened
-from api.cli.options import NUMBER, NumbersGroup, account_option, data_dir_option, json_option
+from api.cli.options import NUMBER, NumbersGroup, account_option, data_dir_option, json_option, reference_option
 from api.cli.output import moment, print_json, print_table
 from api.cli.values import parse_amount, parse_moment
 from api.invoice_pdf import FontError
@@ -116,15 +116,25 @@ def close(account_name: str, until: str | None, as_json: bool, data_dir: Path) -
 @click.option("--reason", required=True, help="Why, as the credit note says it.")
 @click.option("--line", type=NUMBER, help="Only charges of this line.")
 @click.option("--amount", help="So much of it; all that is left, if none is named.")
+@reference_option("The same one again for this invoice credits nothing more.")
 @json_option
 @data_dir_option
-def credit(*, number: int, reason: str, line: int | None, amount: str | None, as_json: bool, data_dir: Path) -> None:
+def credit(
+    *,
+    number: int,
+    reason: str,
+    line: int | None,
+    amount: str | None,
+    reference: str | None,
+    as_json: bool,
+    data_dir: Path,
+) -> None:
     """Take back charges of invoice NUMBER with a credit note."""
     units = None if amount is None else parse_amount(amount, "--amount")
     with opened(data_dir) as storage, storage.database.begin() as tx, unhurried(tx):
         try:
             invoice, now = stored.get(tx, number), storage.database.now(tx)
-            note = credit_notes.credit(tx, invoice, reason=reason, line=line, units=units, now=now)
+            note = credit_notes.credit(tx, invoice, reason=reason, line=line, units=units, reference=reference, now=now)
         except (InvoiceError, AmountError) as error:
             raise CliError(str(error)) from error
     if as_json:

@@ -88,6 +88,27 @@ def test_a_credit_note_of_nothing_is_not_issued(database: Database, asked_for: i
         assert list(invoices.check(tx)) == []
 
 
+def test_a_credit_note_is_made_once_for_a_reference(database: Database) -> None:
+    with database.begin() as tx:
+        # given
+        invoice = make_invoice(tx, SECOND_NS, SECOND_NS)
+        asked_for = {"reason": "outage", "units": money.SCALE // 2, "reference": "ticket 7"}
+        note = credit_notes.credit(tx, invoice, **asked_for, now=NEXT)
+        # when it is asked for again, as it was or with less said
+        assert credit_notes.credit(tx, invoice, **asked_for, now=NEXT) == note
+        assert credit_notes.credit(tx, invoice, reason="outage", reference="ticket 7", now=NEXT) == note
+        # then nothing more was taken back, and another amount or reason is not taken for it
+        for other in ({"units": money.SCALE}, {"reason": "another"}):
+            with pytest.raises(InvoiceError, match="that of credit note 2, which is another"):
+                credit_notes.credit(tx, invoice, **{**asked_for, **other}, now=NEXT)
+        assert len(invoices.list_invoices(tx)) == 2
+        # and another reference, or none, is another note
+        credit_notes.credit(tx, invoice, **{**asked_for, "reference": "ticket 8"}, now=NEXT)
+        credit_notes.credit(tx, invoice, reason="outage", units=money.SCALE // 2, now=NEXT)
+        assert [each.total for each in invoices.list_invoices(tx)] == [*[Decimal("-0.5")] * 3, 1]
+        assert list(invoices.check(tx)) == []
+
+
 def test_one_line_is_credited_alone(database: Database) -> None:
     with database.begin() as tx:
         invoice = make_invoice(tx, SECOND_NS, 5 * SECOND_NS, kinds=("forward_backward", "optim_step"))

@@ -58,11 +58,12 @@ def test_more_than_a_thousandth_is_an_alarm(database: Database, overhead_ns: int
     # When
     with database.begin() as tx:
         found = reconcile(tx)
-        reconciliation.record(tx, found, now=NOW)
+        reconciliation.record(tx, reconciliation.unrecorded(tx), now=NOW)
         row = tx.execute(sqlalchemy.select(billing_tables.reconciliation)).one()
     # Then
     assert found.alarm is alarm
     assert (row.alarm, row.drift_ppm, row.num_workers) == (alarm, found.drift_ppm, 2)
+    assert row.worst_worker == ("w" if found.drift_ppm else "good")
 
 
 def test_workers_that_were_hardly_busy_are_judged_together(database: Database) -> None:
@@ -76,3 +77,62 @@ def test_workers_that_were_hardly_busy_are_judged_together(database: Database) -
         found = reconcile(tx)
     # Then
     assert [(balance.busy_ns, balance.drift_ns) for balance in found.balances] == [(2 * SECOND, 0)]
+
+
+def test_a_fault_is_seen_within_the_hour_and_told_once_however_long_all_was_well(database: Database) -> None:
+    # Given: a worker that was busy for a million seconds without a fault, and one that was not
+    make_worker(database, "w", busy_ns=10**6 * SECOND, overhead_ns=10**6 * SECOND)
+    make_worker(database, "short", busy_ns=SECOND // 2, overhead_ns=SECOND // 2)
+    recorded = [record(database)]
+    # When: a hundred seconds later one of them is missing
+    add_work(database, "w", busy_ns=100 * SECOND, overhead_ns=99 * SECOND, number=2)
+    with database.read() as tx:
+        assert not reconcile(tx).alarm
+    recorded.append(record(database))
+    # And then all is well again, or nothing is done
+    add_work(database, "w", busy_ns=100 * SECOND, overhead_ns=100 * SECOND, number=3)
+    recorded += [record(database), record(database)]
+    # Then
+    assert recorded == [(1, 0, False), (1, 10_000, True), (1, 0, False), (0, 0, False)]
+    with database.read() as tx:
+        assert [(alarm.worker_id, alarm.drift_ppm) for alarm in reconciliation.alarms(tx)] == [("w", 10_000)]
+
+
+def test_what_was_done_shortly_is_kept_until_there_is_enough_to_tell(database: Database) -> None:
+    # Given: workers that are busy for half a second and lose a hundredth of it
+    for number in range(3):
+        make_worker(database, f"w{number}", busy_ns=SECOND // 2, overhead_ns=SECOND // 2 - SECOND // 200)
+        # When, Then: two of them are enough, and the third waits for the next
+        assert record(database) == ((2, 10_000, True) if number == 1 else (0, 0, False))
+    # And: what is done by the one that waits is added to it
+    add_work(database, "w2", busy_ns=SECOND // 2, overhead_ns=SECOND // 2, number=2)
+    assert record(database) == (1, 5_000, True)
+    with database.read() as tx:
+        rows = tx.execute(sqlalchemy.select(billing_tables.reconciliation)).all()
+        busy_ns = sum(balance.busy_ns for balance in reconcile(tx).balances)
+    assert sum(row.busy_ns for row in rows) == busy_ns, "every second is in one record"
+
+
+def test_what_is_under_way_is_no_drift_in_any_record(database: Database) -> None:
+    # Given: a step that is under way
+    make_worker(database, "w", busy_ns=10 * SECOND, overhead_ns=2 * SECOND, under_way_ns=8 * SECOND)
+    first = record(database)
+    # When: it is done
+    add_work(database, "w", busy_ns=4 * SECOND, overhead_ns=12 * SECOND, number=2)
+    # Then
+    assert [first, record(database)] == [(1, 0, False), (1, 0, False)]
+
+
+def add_work(database: Database, worker_id: str, *, busy_ns: int, overhead_ns: int, number: int) -> None:
+    with database.begin() as tx:
+        work = Work(busy_ns=busy_ns, overhead_ns=overhead_ns)
+        workers.add_work(tx, worker_id, work, number=number, under_way_ns=0, tail_p95_ns=0)
+
+
+def record(database: Database) -> tuple[int, int, bool]:
+    """Number of workers, drift in millionths, alarm."""
+    with database.begin() as tx:
+        reconciliation.record(tx, reconciliation.unrecorded(tx), now=NOW)
+        row = tx.execute(sqlalchemy.select(billing_tables.reconciliation).order_by(sqlalchemy.desc("id"))).first()
+    assert row is not None
+    return row.num_workers, row.drift_ppm, row.alarm
