@@ -157,6 +157,14 @@ def past_quote(row: quotes.Past, currency: str) -> dict[str, Any]:
     return quote(row.quote, currency) | {"became": became, "error": row.error}
 
 
+def new_quote(
+    row: quotes.Quote, work: quotes.Work, speed: quotes.Speed | None, past: quotes.Errors | None, currency: str
+) -> dict[str, Any]:
+    """A quote as it is made: `measured` is from how much its device time is known, None where it is not."""
+    measured = None if speed is None else {"trained_tokens": speed.tokens, "steps": speed.steps}
+    return quote(row, currency) | {"steps": work.steps, "measured": measured, "past": quote_errors(past)}
+
+
 def quote_errors(found: quotes.Errors | None) -> dict[str, Any] | None:
     """How far off past quotes were, as fractions of what was quoted per token."""
     return None if found is None else {"quotes": found.number, "median_error": found.median, "worst_error": found.worst}

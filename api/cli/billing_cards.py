@@ -43,11 +43,18 @@ def list_(as_json: bool, data_dir: Path) -> None:
 
 
 @cards.command()
-@click.argument("card_id", type=NUMBER)
+@click.argument("card_id", type=NUMBER, required=False)
+@click.option("--account", "account_name", help="The card that holds now for this account.")
 @data_dir_option
-def show(card_id: int, data_dir: Path) -> None:
-    """Print rate card CARD_ID as it was given."""
-    with opened(data_dir) as storage, storage.database.read() as tx:
+def show(card_id: int | None, account_name: str | None, data_dir: Path) -> None:
+    """Print a rate card as it was given: CARD_ID, or the one that holds now."""
+    if card_id is not None and account_name is not None:
+        raise CliError("name a card or --account, not both")
+    with opened(data_dir) as storage, storage.database.begin() as tx:
+        if card_id is None:
+            account_id = get_account(tx, account_name).id if account_name else None
+            click.echo(rate_cards.in_force(tx, account_id, at=storage.database.now(tx)).content, nl=False)
+            return
         card = next((each for each in rate_cards.list_cards(tx) if each.id == card_id), None)
     if card is None:
         raise RowNotFoundError("rate card", card_id)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from api.cli.errors import CliError
 from api.cli.named import get_account
 from api.cli.opened import opened
-from api.cli.options import NUMBER, NumbersGroup, account_option, data_dir_option, json_option
+from api.cli.options import NUMBER, NumbersGroup, WholeNumber, account_option, data_dir_option, json_option
 from api.cli.output import print_json, print_table
 from api.cli.values import parse_amount
 from billing import budgets as stored
@@ -34,6 +34,15 @@ def budgets() -> None:
 @click.option("--id", "scope_id", help="Which project, key (its number), session, run or batch (its name).")
 @click.option("--period", type=click.Choice([*map(str, Period)]), default="none", show_default=True, help="UTC.")
 @click.option("--soft", is_flag=True, help="Only tell, never pause.")
+@click.option(
+    "--tell-at",
+    "thresholds",
+    type=WholeNumber(1, 1000),
+    multiple=True,
+    default=stored.THRESHOLDS,
+    show_default=True,
+    help="Per cent of the cap at which log and webhooks are told; may be given several times.",
+)
 @json_option
 @data_dir_option
 def add(
@@ -44,6 +53,7 @@ def add(
     scope_id: str | None,
     period: str,
     soft: bool,
+    thresholds: Sequence[int],
     as_json: bool,
     data_dir: Path,
 ) -> None:
@@ -54,7 +64,15 @@ def add(
         chosen = _checked(tx, account.id, Scope(scope), scope_id)
         now = storage.database.now(tx)
         budget = stored.add(
-            tx, account.id, Scope(scope), chosen, cap=units, now=now, period=Period(period), is_hard=not soft
+            tx,
+            account.id,
+            Scope(scope),
+            chosen,
+            cap=units,
+            now=now,
+            period=Period(period),
+            is_hard=not soft,
+            thresholds=sorted(set(thresholds)),
         )
     _show([budget], {account.id: account.name}, as_json=as_json)
 

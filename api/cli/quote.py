@@ -16,7 +16,7 @@ from api.cli.output import print_json, print_table, progress
 from api.examples import KINDS, ExampleError, TokenCounter, parse_lines
 from billing import quotes, rate_cards
 from billing.money import AmountError, plain
-from billing.quotes import Errors, Quote, Work
+from billing.quotes import Errors, Quote, Speed, Work
 from billing.rating import device_seconds
 from storage.accounts import Account, list_accounts
 from storage.open import Storage
@@ -66,11 +66,11 @@ def quote(
         except AmountError as error:
             raise CliError(str(error)) from error
     if as_json:
-        print_json(schemas.quote(made, currency) | {"steps": work.steps, "past": schemas.quote_errors(errors)})
+        print_json(schemas.new_quote(made, work, speed, errors, currency))
     else:
         is_partial = not made.device and card.prices_device(device)
         price = f"{plain(made.amount)} {currency}{' without device time' if is_partial else ''}"
-        _show(made, work, errors, price)
+        _show(made, work, speed, errors, price)
 
 
 def _read(storage: Storage, base_model: str, data: Path, *, epochs: int, batch_size: int) -> Work:
@@ -101,8 +101,10 @@ def _only(accounts: Sequence[Account]) -> Account:
     return accounts[0]
 
 
-def _show(made: Quote, work: Work, errors: Errors | None, price: str) -> None:
+def _show(made: Quote, work: Work, speed: Speed | None, errors: Errors | None, price: str) -> None:
     time = f"{device_seconds(made.device_ns):.3f} s on {made.device}" if made.device else "not measured yet: not priced"
+    if speed is not None:
+        time += f", as measured over {speed.tokens:,} trained tokens and {speed.steps:,} steps"
     rows = [
         ("trained tokens", f"{made.tokens:,} ({work.epochs} x {work.tokens:,} in {work.examples:,} examples)"),
         ("steps", f"{work.steps:,}"),

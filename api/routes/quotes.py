@@ -65,7 +65,7 @@ def make_quote(
             currency = rate_cards.currency(tx)
     except AmountError as error:
         raise BadRequestError(str(error)) from error
-    return schemas.quote(made, currency) | {"steps": work.steps, "past": schemas.quote_errors(errors)}
+    return schemas.new_quote(made, work, speed, errors, currency)
 
 
 @router.get("")

@@ -99,6 +99,7 @@ def test_a_quote_shows_how_far_off_earlier_ones_were(alice: Account, storage: St
     assert (first["tokens"], first["steps"], Decimal(first["device_seconds"])) == (20, 6, Decimal("0.02"))
     assert Decimal(first["amount"]) > 0
     assert first["past"] is None
+    assert first["measured"] == {"trained_tokens": 1_000, "steps": 0}
     # when a script with its tag takes twice as long
     train(storage, alice, 2, tags=[first["tag"]])
     second = alice.post("quotes", {"base_model": NAME, "examples": 5, "tokens": 10}).json()

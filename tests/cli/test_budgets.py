@@ -27,6 +27,20 @@ def test_a_cap_is_added_for_a_period_as_the_documentation_writes_it(tmp_path: Pa
     assert (budget["scope"], budget["scope_id"], budget["period"], budget["cap"]) == ("project", "p", period, "25")
 
 
+def test_a_cap_tells_where_it_is_said_to(tmp_path: Path) -> None:
+    # given
+    run_json(tmp_path, "accounts", "create", "ada")
+    # when
+    run_json(tmp_path, "budgets", "add", "1", "--account", "ada")
+    run_json(tmp_path, "budgets", "add", "2", "--account", "ada", "--tell-at", "120", "--tell-at", "90", "--soft")
+    # then
+    listed = run_json(tmp_path, "budgets", "list", "--account", "ada")["budgets"]
+    assert [(budget["cap"], budget["thresholds"]) for budget in listed] == [("1", [50, 80, 100]), ("2", [90, 120])]
+    refused = run(tmp_path, "budgets", "add", "3", "--account", "ada", "--tell-at", "0")
+    assert refused.exit_code == 2
+    assert "--tell-at" in refused.output
+
+
 @pytest.mark.parametrize("scope", Scope)
 def test_every_scope_is_understood(tmp_path: Path, scope: Scope) -> None:
     run_json(tmp_path, "accounts", "create", "ada")

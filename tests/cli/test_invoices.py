@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import update
 
+from api.cli.opened import opened
 from billing import money, rate_cards, storage_metering
 from billing.charging import BOOKED_LATE
 from billing.dimensions import Dimensions
@@ -102,8 +103,9 @@ def test_an_invoice_is_closed_shown_and_credited(tmp_path: Path) -> None:
     (entry,) = run_json(tmp_path, "invoices", "show", "1", "--trace", "1")["entries"]
     assert (entry["usage_device_ns"], Decimal(entry["amount"])) == (30_000 * 10**9, charged)
     # When
-    note = run_json(tmp_path, "invoices", "credit", "1", "--reason", "outage")["invoice"]
+    note = run_json(tmp_path, "invoices", "credit", "1", "--reason", "outage", "--reference", "t7")["invoice"]
     # Then
+    assert run_json(tmp_path, "invoices", "credit", "1", "--reason", "outage", "--reference", "t7")["invoice"] == note
     assert (note["number"], note["kind"]) == (2, "credit_note")
     assert [each["number"] for each in run_json(tmp_path, "invoices", "list")["invoices"]] == [2, 1]
     refused = run(tmp_path, "invoices", "credit", "1", "--reason", "again")
@@ -188,6 +190,22 @@ def test_rate_cards_are_added_listed_and_shown(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "line 2" in refused.output
     assert json.loads(run(tmp_path, "billing", "cards", "list", "--json").output)["cards"][0]["account"]
+
+
+def test_the_card_that_holds_now_is_shown(tmp_path: Path) -> None:
+    # given a general card, one for an account, and one that does not hold yet
+    own = '[device_seconds]\n"*" = "2"\n'
+    with opened(tmp_path, create=True) as storage, storage.database.begin() as tx:
+        ada, _bob = make_account(tx, "ada"), make_account(tx, "bob")
+        now = storage.database.now(tx)
+        rate_cards.add(tx, own, now=now - HOUR, account_id=ada.id)
+        rate_cards.add(tx, own.replace("2", "3"), now=now, effective_at=now + HOUR)
+    shipped = rate_cards.read_card()
+    # when, then
+    for options, shown in (([], shipped), (["--account", "bob"], shipped), (["--account", "ada"], own)):
+        assert run(tmp_path, "billing", "cards", "show", *options).output == shown
+    refused = run(tmp_path, "billing", "cards", "show", "1", "--account", "ada")
+    assert (refused.exit_code, refused.output) == (1, "Error: name a card or --account, not both\n")
 
 
 def test_an_entry_of_a_charge_that_was_booked_late_says_for_what_and_that(tmp_path: Path) -> None:
