@@ -77,10 +77,17 @@ def test_what_a_scope_spends_counts_on_its_budgets_and_on_no_others(database: Da
         others = [(Scope.PROJECT, "q"), (Scope.KEY, "8"), (Scope.BATCH, "c"), (Scope.RUN, f"{run.id}0")]
         for scope, scope_id in mine + others:
             add(tx, run, 100, scope, scope_id)
-        # When
-        train(tx, run, 1, 5)
+        second = make_run(tx, session=make_session(tx, account_id=run.account_id))
+        add(tx, run, 100, Scope.RUN, second.id)
+        # When: both are charged by one transaction
+        written = Bill(tx, now=NOW)
+        for each, tokens in ((run, 5), (second, 3)):
+            used = make_usage(tokens_trained=tokens)
+            written.add(used, make_operation(tx, each, 1), session_id=each.session_id, run_id=each.id)
+        written.settle()
         # Then
-        assert standing(tx, run) == [(Decimal(5), 0)] * len(mine) + [(Decimal(0), 0)] * len(others)
+        spent = [8, *[5] * (len(mine) - 1), *[0] * len(others), 3]
+        assert standing(tx, run) == [(Decimal(each), 0) for each in spent]
 
 
 def test_a_budget_that_is_added_late_counts_what_was_spent_before(database: Database, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -13,9 +14,16 @@ from tests.mutations.guards import GUARDS
 from tests.mutations.trial import Copy
 
 
-def main(words: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Print the table; returns the exit status."""
+    parser = argparse.ArgumentParser("python -m tests.mutations", description="Take guards away: are tests red then?")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="only guards whose names hold it; all, if none is given"
+    )
+    words = parser.parse_args(arguments).words
     chosen = [guard for guard in GUARDS if not words or any(word in guard.name for word in words)]
+    if not chosen:
+        parser.error(f"no guard's name holds {' or '.join(map(repr, words))}: see docs/mutations.md")
     with tempfile.TemporaryDirectory(prefix="mutations-") as directory:
         copy = Copy(Path(directory))
         if not _is_green(copy, chosen):

@@ -20,6 +20,7 @@ _COMMIT = "tests/worker/test_commit.py"
 _DEATHS = "tests/contracts/test_deaths.py"
 _METERING = "tests/contracts/test_storage_metering.py"
 _LOOP = "tests/worker/test_loop.py"
+_RECONCILIATION = "tests/contracts/test_reconciliation.py"
 _SWEEPER = "tests/jobs/test_sweeper.py"
 _BILL = "tests/properties/test_journal_machine.py::test_no_history_moves_the_bill_by_a_unit_of_the_last_digit"
 
@@ -320,6 +321,27 @@ BILLING = (
     ),
 )
 
+RECONCILING = (
+    Guard(
+        "the record before",
+        "a worker that has run well for long could lose what it does for days before anybody is told",
+        (Change("billing/reconciliation.py", "balance.since(before.get(id_, zero)) for id_,", "balance for id_,"),),
+        (f"{_RECONCILIATION}::test_a_fault_is_seen_within_the_hour_and_told_once_however_long_all_was_well",),
+    ),
+    Guard(
+        "workers that were hardly busy",
+        "what they have lost would be told again every hour",
+        (
+            Change(
+                "billing/reconciliation.py",
+                "[*until, *(standing[balance.worker_id] for balance in short)]",
+                "until",
+            ),
+        ),
+        (f"{_RECONCILIATION}::test_what_was_done_shortly_is_kept_until_there_is_enough_to_tell",),
+    ),
+)
+
 RECOVERY = (
     Guard(
         "the replay",
@@ -448,6 +470,7 @@ GUARDS = (
     *ORDER,
     *FENCES,
     *BILLING,
+    *RECONCILING,
     *BUDGETS,
     *REFUSALS,
     *WEBHOOKS,

@@ -12,6 +12,7 @@ _WEBHOOKS = "tests/contracts/test_webhooks.py"
 _EVENTS = "tests/contracts/test_cloud_events.py"
 _EXPORTS = "tests/contracts/test_exports.py"
 _HELD = f"{_BUDGETS}::test_holds_are_placed_until_a_cap_has_no_room_and_released_when_the_operation_ends"
+_CONCERNED = f"{_BUDGETS}::test_of_all_budgets_only_those_that_are_concerned_are_read"
 _SIGNED = f"{_WEBHOOKS}::test_an_event_is_delivered_once_signed_so_that_anyone_can_verify_it"
 _HARMLESS = f"{_WEBHOOKS}::test_slow_dead_and_redirecting_receivers_harm_no_other"
 _FEEDER = "tests/worker/test_sample_feeder.py"
@@ -42,6 +43,24 @@ BUDGETS = (
             ),
         ),
         (f"{_BUDGETS}::test_what_a_scope_spends_counts_on_its_budgets_and_on_no_others", _COVERED),
+    ),
+    Guard(
+        "names that other accounts use, too",
+        "what is held for one account's batch would be held on another's budget",
+        (
+            Change(
+                "billing/budgets.py",
+                "return and_(_table.c.account_id.in_(sorted(named[Scope.ACCOUNT])), or_(false(), *within))",
+                "return or_(false(), *within)",
+            ),
+        ),
+        (_CONCERNED,),
+    ),
+    Guard(
+        "what is held for operations that end",
+        "an operation that fails would hold what it might have cost for ever",
+        (Change("billing/budgets.py", "    if ended:\n        wanted = or_", "    if False:\n        wanted = or_"),),
+        (_CONCERNED,),
     ),
     Guard(
         "the period of a budget",
