@@ -197,8 +197,10 @@ def add(
         scope_id: the account's, project's, key's, session's or run's id, or the batch's name.
         cap: in `money.SCALE`-ths.
     """
-    if tx.dialect.name == "postgresql":  # charges that are being booked are waited for, later ones find the budget
-        tx.execute(text("LOCK TABLE ledger_entry IN SHARE MODE"))
+    if tx.dialect.name == "postgresql":
+        # charges that are being booked are waited for, later ones find the budget; and one at a time is added, so that
+        # ids are in the order in which budgets are seen, which is the order in which they are locked
+        tx.execute(text("LOCK TABLE ledger_entry IN SHARE ROW EXCLUSIVE MODE"))
     start = start_of_period(period, now)
     values: dict[str, Any] = {
         "account_id": account_id,
@@ -277,13 +279,14 @@ def lock(
         however many others their accounts have.
     """
     ended = ended or {}
-    if not _lock_all(tx, {one.account_id for one in whom} | set(ended.values())):
+    account_ids = {one.account_id for one in whom} | set(ended.values())
+    if not _lock_all(tx, account_ids):
         return []
     wanted = _covers_any(whom)
     if ended:
         wanted = or_(wanted, _table.c.id.in_(select(_hold.c.budget_id).where(_hold.c.operation_id.in_(list(ended)))))
-    # one that was just added is locked by this: its id is higher than all
-    return [_begun(tx, _from_row(row), now) for row in tx.execute(_live(None).where(wanted).with_for_update()).all()]
+    concerned = _live(account_ids).where(wanted).with_for_update()  # one that was just added has an id above all others
+    return [_begun(tx, _from_row(row), now) for row in tx.execute(concerned).all()]
 
 
 def begin_periods(database: Database) -> None:
@@ -295,8 +298,8 @@ def begin_periods(database: Database) -> None:
         with database.begin() as tx:
             _lock_all(tx, over)
             now = database.now(tx)
-            for budget in _spent(tx, _table.c.account_id.in_(sorted(over))):
-                _begun(tx, budget, now)
+            for row in tx.execute(_live(over).where(_WAS_EXHAUSTED).with_for_update()).all():
+                _begun(tx, _from_row(row), now)
 
 
 # ------------------------------------------------------------------------------------------------- spent and held
@@ -377,6 +380,11 @@ def exhausted_caps(tx: Connection, *, now: datetime) -> Sequence[Cap]:
 def is_any_exhausted(tx: Connection) -> bool:
     """Whether there may be such a budget at all: most often there is none, and that is quickly told."""
     return bool(tx.execute(select(_live(None).where(_WAS_EXHAUSTED).exists())).scalar_one())
+
+
+def exhausted_scopes(tx: Connection, *, now: datetime) -> Collection[str]:
+    """Scopes of which there is such a cap."""
+    return set(tx.execute(select(_table.c.scope).where(*exhausted_now(now)).distinct()).scalars())
 
 
 def exhausted_now(now: datetime) -> Sequence[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -22,7 +23,7 @@ def credit(
     line: int | None = None,
     units: int | None = None,
     reference: str | None = None,
-) -> Invoice:
+) -> tuple[Invoice, bool]:
     """Take back charges of an invoice: one adjustment for each, on a credit note that is issued at once.
 
     Args:
@@ -31,17 +32,26 @@ def credit(
             all that earlier corrections have left.
         reference: the same one again for the same invoice takes back nothing more, and gets the note that there is.
 
+    Returns:
+        The note, and whether it is new.
+
     Raises:
         InvoiceError: it is a credit note itself, the line is of no charge, less is left to be credited, so little is
-            credited that the note would be of nothing, or the reference is that of another note.
+            credited that the note would be of nothing, or the reference is that of a note that was asked for otherwise.
         RowNotFoundError: it has no such line.
     """
     if invoice.kind != InvoiceKind.INVOICE:
         raise InvoiceError(f"{invoice.number} is a credit note: credit the invoice that it corrects")
     group = None if line is None else _group(tx, invoice, line)
     note_id = issuing.lock(tx) + 1
+    asked_for = None if reference is None else json.dumps({"line": line, "reason": reason, "units": units})
     if reference is not None and (made := invoices.find_credit_note(tx, invoice, reference)) is not None:
-        return _same(tx, made, reason, units)
+        if invoices.asked_for(tx, made) != asked_for:
+            raise InvoiceError(
+                f"reference {reference!r} is that of credit note {made.number}, which was asked for with another line, "
+                "amount or reason: choose another one"
+            )
+        return made, False
     credited = 0
     for page in invoice_lines.entries(tx, invoice.id, group):
         charges = [entry for entry in page if entry.kind == EntryKind.CHARGE]
@@ -64,7 +74,7 @@ def credit(
             f"{little} rounds to nothing, and a credit note is of whole cents: credit more at once, or correct the "
             "charge with `piecework billing adjust`, which the next invoice adds up exactly"
         )
-    return issuing.issue(
+    note = issuing.issue(
         tx,
         note_id,
         kind=InvoiceKind.CREDIT_NOTE,
@@ -74,15 +84,9 @@ def credit(
         corrects=invoice,
         reason=reason,
         reference=reference,
+        asked_for=asked_for,
     )
-
-
-def _same(tx: Connection, made: Invoice, reason: str, units: int | None) -> Invoice:
-    """The note that there is, if it is what is asked for again."""
-    total = made.units if units is None else -money.round_to_cents(units, made.currency)
-    if (total, reason) != (made.units, invoices.document(tx, made)["reason"]):
-        raise InvoiceError(f"the reference is that of credit note {made.number}, which is another: choose another one")
-    return made
+    return note, True
 
 
 def _group(tx: Connection, invoice: Invoice, number: int) -> Mapping[str, Any]:

@@ -84,6 +84,12 @@ def find_credit_note(tx: Connection, invoice: Invoice, reference: str) -> Invoic
     return next(_read(tx, _table.c.corrects_id == invoice.id, _table.c.reference == reference), None)
 
 
+def asked_for(tx: Connection, note: Invoice) -> str | None:
+    """What a credit note with a reference was asked for with, as JSON."""
+    found: str | None = tx.execute(select(_table.c.asked_for).where(_table.c.id == note.id)).scalar_one()
+    return found
+
+
 def document(tx: Connection, invoice: Invoice) -> dict[str, Any]:
     """What was issued."""
     found: dict[str, Any] = json.loads(text(tx, invoice))

@@ -38,6 +38,7 @@ def issue(
     corrects: Invoice | None = None,
     reason: str | None = None,
     reference: str | None = None,
+    asked_for: str | None = None,
 ) -> Invoice:
     """Write the invoice of the entries that have been put on it, with an entry of its own for its rounding.
 
@@ -81,7 +82,7 @@ def issue(
         reference=reference,
     )
     values = dict(invoice.__dict__)
-    tx.execute(insert(_table).values(total=values.pop("units"), document=content, **values))
+    tx.execute(insert(_table).values(total=values.pop("units"), document=content, asked_for=asked_for, **values))
     tx.execute(update(_number).where(_number.c.id == 1).values(last=invoice_id))
     if total != subtotal:
         ledger.append(tx, [_rounding(invoice, total - subtotal)], now=now)

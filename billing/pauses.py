@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, String, and_, cast, or_, select
 
 from billing import budgets
-from billing.budgets import Budget, Cap, Scope
+from billing.budgets import Budget, Scope
 from billing.dimensions import Dimensions
 from storage import billing_tables, tables
 from storage.journal import OPEN
@@ -19,20 +19,24 @@ from storage.journal import OPEN
 COSTLY = ("forward", "forward_backward", "optim_step", "sample")
 """Kinds of operations that use the engine."""
 
+_RUNS_PER_QUERY = 1000
+
 
 def paused_runs(tx: Connection, run_ids: Collection[str], *, now: datetime) -> Mapping[str, Budget]:
     """Those of these runs that are paused, and by which budget."""
     if not run_ids or not budgets.is_any_exhausted(tx):
         return {}
     run, session = tables.run.c, tables.session.c
-    query = (
-        select(session.account_id, session.project_id, session.api_key_id, session.id, session.batch, run.id)
-        .join(tables.session, session.id == run.session_id)
-        .where(run.id.in_(run_ids))
-    )
-    whose = [Dimensions(*row) for row in tx.execute(query)]
-    spent = budgets.exhausted(tx, now=now, among=whose)
-    return {str(whom.run_id): budget for whom in whose if (budget := _covering(spent, whom)) is not None}
+    whom = (session.account_id, session.project_id, session.api_key_id, session.id, session.batch, run.id)
+    query = select(*whom).join(tables.session, session.id == run.session_id)
+    every = list(run_ids)
+    paused: dict[str, Budget] = {}
+    for begin in range(0, len(every), _RUNS_PER_QUERY):
+        page = query.where(run.id.in_(every[begin : begin + _RUNS_PER_QUERY]))
+        payers = [Dimensions(*row) for row in tx.execute(page)]
+        spent = budgets.exhausted(tx, now=now, among=payers)
+        paused |= {str(payer.run_id): budget for payer in payers if (budget := _covering(spent, payer)) is not None}
+    return paused
 
 
 def waiting_runs(tx: Connection, run_ids: Collection[str], *, now: datetime) -> Mapping[str, Budget]:
@@ -71,26 +75,26 @@ def payers(tx: Connection, sampling_session_ids: Collection[str]) -> Mapping[str
 
 def unpaused(tx: Connection, *, now: datetime) -> ColumnElement[bool] | None:
     """The condition that a sample of the journal is not paused; None if none is."""
-    return unpaused_by(budgets.exhausted_caps(tx, now=now), now=now)
+    return unpaused_by(budgets.exhausted_scopes(tx, now=now), now=now)
 
 
-def unpaused_by(spent: Sequence[Cap], *, now: datetime) -> ColumnElement[bool] | None:
-    """The same, by one who knows what is exhausted now."""
-    if not spent:
+def unpaused_by(scopes: Collection[str], *, now: datetime) -> ColumnElement[bool] | None:
+    """The same, by one who knows of which scopes caps are exhausted now."""
+    if not scopes:
         return None
     session, sampling, budget = tables.session.c, tables.sampling_session.c, billing_tables.budget.c
     whole = select(budget.account_id).where(*budgets.exhausted_now(now), budget.scope == Scope.ACCOUNT)
     within_accounts = tables.operation.c.account_id.not_in(whole)
-    if all(cap.scope == Scope.ACCOUNT for cap in spent):
+    if set(scopes) == {Scope.ACCOUNT}:
         return within_accounts
-    scopes = {
+    names = {
         Scope.PROJECT: session.project_id,
         Scope.KEY: cast(session.api_key_id, String),
         Scope.SESSION: session.id,
         Scope.BATCH: session.batch,
         Scope.RUN: sampling.run_id,
     }
-    covers = or_(*(and_(budget.scope == scope, budget.scope_id == value) for scope, value in scopes.items()))
+    covers = or_(*(and_(budget.scope == scope, budget.scope_id == value) for scope, value in names.items()))
     covered = (  # asked once, not for every sample
         select(sampling.id)
         .join(tables.session, session.id == sampling.session_id)

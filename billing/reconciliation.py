@@ -2,8 +2,8 @@
 
     drift = |busy - (billed + overhead + under way)| / busy
 
-of every worker by itself. A worker tells all four in the transactions that bill, so what a kill loses is the step being
-computed: it is neither billed nor counted as busy.
+of every worker by itself; where more has been billed or in vain than it was busy, over that. A worker tells all four in
+the transactions that bill, so what a kill loses is the step being computed: it is neither billed nor counted as busy.
 
 All four only add up from a worker's start on. What is recorded, and raises an alarm, is what has been added since the
 record before: a fault is seen within the hour, however long the worker has run well, and told once.
@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Select, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select, text
 
 from storage import billing_tables, tables
 from storage.database import Database
@@ -29,7 +28,7 @@ DRIFT_MAX_PPM = 1000
 
 BUSY_MIN_NS = 10**9
 """Workers that were busy for less are judged together: two clocks around a few short steps differ more. Together they
-are recorded as soon as they were busy for so long."""
+are recorded as soon as that makes so much."""
 
 EVERY = timedelta(minutes=50)
 """Sooner than this it is not recorded again, however often it is asked for."""
@@ -37,9 +36,13 @@ EVERY = timedelta(minutes=50)
 ALARMS_MAX = 10
 """So many of the newest alarms are shown."""
 
-_SHORT = "workers busy for less than a second"
+TOGETHER = "workers hardly busy, together"
+"""Stands for the worker where several are judged as one."""
+
+_IDS_PER_QUERY = 500
 _table = billing_tables.reconciliation
 _recorded = billing_tables.reconciled_worker
+_alarm = billing_tables.drift_alarm
 _NS = ("busy_ns", "billed_ns", "overhead_ns", "under_way_ns")
 
 
@@ -59,9 +62,24 @@ class Balance:
         return self.busy_ns - self.billed_ns - self.overhead_ns - self.under_way_ns
 
     @property
+    def judged_by_ns(self) -> int:
+        """What drift is held against: the busy time, or what it ought to be where that is more."""
+        return max(self.busy_ns, self.billed_ns + self.overhead_ns, abs(self.drift_ns))
+
+    @property
     def drift_ppm(self) -> int:
-        """Its amount in millionths of the busy time, rounded up."""
-        return -(-abs(self.drift_ns) * 10**6 // self.busy_ns) if self.busy_ns else 0
+        """Its amount in millionths of that, rounded up."""
+        return -(-abs(self.drift_ns) * 10**6 // self.judged_by_ns) if self.judged_by_ns else 0
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is of so much that it can be judged by itself."""
+        return self.judged_by_ns >= BUSY_MIN_NS
+
+    @property
+    def alarm(self) -> bool:
+        """Whether it is off by more than it may be."""
+        return self.is_long and self.drift_ppm > DRIFT_MAX_PPM
 
     def since(self, before: Balance) -> Balance:
         """What was added to an earlier one; less may be under way, so that one of the four can be negative."""
@@ -77,7 +95,7 @@ class Reconciliation:
     @property
     def worst(self) -> Balance | None:
         """The one that is furthest off, of those busy for long enough to tell."""
-        judged = [balance for balance in self.balances if balance.busy_ns >= BUSY_MIN_NS]
+        judged = [balance for balance in self.balances if balance.is_long]
         return max(judged, key=lambda balance: balance.drift_ppm, default=None)
 
     @property
@@ -88,7 +106,7 @@ class Reconciliation:
     @property
     def alarm(self) -> bool:
         """Whether it is more than it may be."""
-        return self.drift_ppm > DRIFT_MAX_PPM
+        return any(balance.alarm for balance in self.balances)
 
     def total(self, name: str) -> int:
         """The sum of one of the properties in nanoseconds over all workers."""
@@ -100,20 +118,28 @@ class Unrecorded:
     """What was added since the record before.
 
     Attributes:
-        added: of the workers that were busy for long enough to tell.
+        before: the number of that record.
+        added: of the workers of which there is enough to tell.
         until: what stands of each of them, where the next record begins.
     """
 
+    before: int | None
     added: Reconciliation
     until: Sequence[Balance]
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A record that was off by more than it may be."""
+    """A worker was off by more than it may be, in what was recorded at that time.
+
+    Attributes:
+        worker_id: None for all that were hardly busy, together.
+    """
 
     created_at: datetime
-    worker_id: str
+    worker_id: str | None
+    busy_ns: int
+    drift_ns: int
     drift_ppm: int
 
 
@@ -125,61 +151,80 @@ def reconcile(tx: Connection) -> Reconciliation:
 
 def unrecorded(tx: Connection) -> Unrecorded:
     """Read what was added since the record before."""
-    zero = Balance("", *(0 for _ in _NS))
+    newest = _newest(tx)
     columns = (_recorded.c.worker_id, *(_recorded.c[name] for name in _NS))
     before = {row.worker_id: Balance(*row) for row in tx.execute(select(*columns))}
     standing = {balance.worker_id: balance for balance in _balances(tx)}
+    zero = Balance("", *(0 for _ in _NS))
     added = [balance.since(before.get(id_, zero)) for id_, balance in standing.items()]
-    judged, short = _by_length([balance for balance in added if balance.busy_ns or balance.drift_ns])
+    judged, short = _by_length([balance for balance in added if balance.judged_by_ns])
     until = [standing[balance.worker_id] for balance in judged]
-    if (together := _together(short)).busy_ns >= BUSY_MIN_NS:
+    if (together := _together(short)).is_long:
         judged, until = [*judged, together], [*until, *(standing[balance.worker_id] for balance in short)]
-    return Unrecorded(Reconciliation(judged), until)
+    return Unrecorded(newest and newest[0], Reconciliation(judged), until)
 
 
-def record(tx: Connection, found: Unrecorded, *, now: datetime) -> None:
-    """Keep what was found, and say it aloud if it is too much."""
+def record(tx: Connection, found: Unrecorded, *, now: datetime) -> bool:
+    """Keep what was found, and say aloud of which workers it is too much.
+
+    Returns:
+        Whether it was kept: not if another record has been made since it was read.
+    """
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("LOCK TABLE reconciliation IN SHARE ROW EXCLUSIVE MODE"))  # one at a time
+    newest = _newest(tx)
+    if (newest and newest[0]) != found.before:
+        return False
     added = found.added
-    tx.execute(
-        insert(_table).values(
-            created_at=now,
-            num_workers=len(found.until),
-            busy_ns=added.total("busy_ns"),
-            billed_ns=added.total("billed_ns"),
-            overhead_ns=added.total("overhead_ns"),
-            drift_ppm=added.drift_ppm,
-            worst_worker=None if added.worst is None else added.worst.worker_id,
-            alarm=added.alarm,
-        )
-    )
-    for balance in found.until:
-        tx.execute(delete(_recorded).where(_recorded.c.worker_id == balance.worker_id))
+    values = {
+        "num_workers": len(found.until),
+        "busy_ns": added.total("busy_ns"),
+        "billed_ns": added.total("billed_ns"),
+        "overhead_ns": added.total("overhead_ns"),
+        "drift_ppm": added.drift_ppm,
+        "alarm": added.alarm,
+    }
+    made = tx.execute(insert(_table).values(created_at=now, **values).returning(_table.c.id)).scalar_one()
+    ids = [balance.worker_id for balance in found.until]
+    for begin in range(0, len(ids), _IDS_PER_QUERY):
+        tx.execute(delete(_recorded).where(_recorded.c.worker_id.in_(ids[begin : begin + _IDS_PER_QUERY])))
     if found.until:
         tx.execute(insert(_recorded), [dict(balance.__dict__) for balance in found.until])
-    if added.alarm and added.worst is not None:
-        log.error("device_time_drifts", worker=added.worst.worker_id, ns=added.worst.drift_ns, ppm=added.drift_ppm)
+    for balance in added.balances:
+        if balance.alarm:
+            _raise_alarm(tx, made, balance)
+    return True
 
 
 def record_due(database: Database) -> None:
     """Reconcile and keep what is found, unless that was done within the hour."""
-    newest = select(_table.c.created_at).order_by(_table.c.id.desc())
     with database.read() as tx:
-        found = unrecorded(tx) if _is_due(tx, newest, database.now(tx)) else None
-    if found is None:
-        return
-    with database.begin() as tx:
-        now = database.now(tx)
-        if _is_due(tx, newest, now):  # nobody else has recorded it meanwhile
-            record(tx, found, now=now)
+        newest = _newest(tx)
+        is_due = newest is None or database.now(tx) - newest[1] >= EVERY
+        found = unrecorded(tx) if is_due else None
+    if found is not None:
+        with database.begin() as tx:
+            record(tx, found, now=database.now(tx))
 
 
 def alarms(tx: Connection) -> Sequence[Alarm]:
-    """The newest records that were off by too much, newest first."""
-    query = select(_table.c.created_at, _table.c.worst_worker, _table.c.drift_ppm).where(_table.c.alarm)
-    return [
-        Alarm(created_at, worker_id or "a worker", drift_ppm)  # records of before migration 0009 name none
-        for created_at, worker_id, drift_ppm in tx.execute(query.order_by(_table.c.id.desc()).limit(ALARMS_MAX))
-    ]
+    """The newest ones, newest first."""
+    columns = (_table.c.created_at, _alarm.c.worker_id, _alarm.c.busy_ns, _alarm.c.drift_ns, _alarm.c.drift_ppm)
+    query = select(*columns).join(_table, _table.c.id == _alarm.c.reconciliation_id)
+    return [Alarm(*row) for row in tx.execute(query.order_by(_alarm.c.id.desc()).limit(ALARMS_MAX))]
+
+
+def _raise_alarm(tx: Connection, reconciliation_id: int, balance: Balance) -> None:
+    facts = {"busy_ns": balance.busy_ns, "drift_ns": balance.drift_ns, "drift_ppm": balance.drift_ppm}
+    worker_id = None if balance.worker_id == TOGETHER else balance.worker_id
+    tx.execute(insert(_alarm).values(reconciliation_id=reconciliation_id, worker_id=worker_id, **facts))
+    log.error("device_time_drifts", worker=balance.worker_id, ns=balance.drift_ns, ppm=balance.drift_ppm)
+
+
+def _newest(tx: Connection) -> tuple[int, datetime] | None:
+    """Number and time of the newest record."""
+    row = tx.execute(select(_table.c.id, _table.c.created_at).order_by(_table.c.id.desc()).limit(1)).one_or_none()
+    return None if row is None else (row.id, row.created_at)
 
 
 def _balances(tx: Connection) -> Sequence[Balance]:
@@ -195,15 +240,9 @@ def _balances(tx: Connection) -> Sequence[Balance]:
 
 
 def _by_length(balances: Sequence[Balance]) -> tuple[Sequence[Balance], Sequence[Balance]]:
-    """Those of workers that were busy for long enough to be judged by themselves, and the others."""
-    long = [balance for balance in balances if balance.busy_ns >= BUSY_MIN_NS]
-    return long, [balance for balance in balances if balance.busy_ns < BUSY_MIN_NS]
+    """Those that can be judged by themselves, and the others."""
+    return [one for one in balances if one.is_long], [one for one in balances if not one.is_long]
 
 
 def _together(balances: Sequence[Balance]) -> Balance:
-    return Balance(_SHORT, *(sum(getattr(balance, name) for balance in balances) for name in _NS))
-
-
-def _is_due(tx: Connection, newest: Select[Any], now: datetime) -> bool:
-    before: datetime | None = tx.execute(newest.limit(1)).scalar_one_or_none()
-    return before is None or now - before >= EVERY
+    return Balance(TOGETHER, *(sum(getattr(balance, name) for balance in balances) for name in _NS))

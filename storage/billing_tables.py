@@ -167,6 +167,7 @@ invoice = Table(
     Column("total", BigInteger, nullable=False),
     Column("corrects_id", BigInteger, ForeignKey("invoice.id")),
     Column("reference", String(128)),  # of a credit note: the same one again gets the same note
+    Column("asked_for", Text),  # of a credit note with a reference: what it was asked for with, as JSON
     Column("document", Text, nullable=False),  # JSON, as it was issued
     Column("sha256", String(64), nullable=False),
     Column("created_at", Timestamp, nullable=False),
@@ -220,6 +221,7 @@ ledger_entry = Table(
     ),
 )
 
+_LIVE = text("removed_at IS NULL")
 _EXHAUSTED = text("removed_at IS NULL AND is_hard AND spent >= cap")
 
 budget = Table(
@@ -240,7 +242,7 @@ budget = Table(
     Column("held", BigInteger, nullable=False, server_default="0"),  # the sum of its holds
     Column("told_percent", Integer, nullable=False, server_default="0"),  # highest threshold told of in the period
     Column("refused_at", Timestamp),  # when there was last no room for something that was asked for
-    Index("ix_budget_account", "account_id", "removed_at"),
+    Index("ix_budget_covering", "account_id", "scope", "scope_id", sqlite_where=_LIVE, postgresql_where=_LIVE),
     Index("ix_budget_exhausted", "id", sqlite_where=_EXHAUSTED, postgresql_where=_EXHAUSTED),
 )
 
@@ -313,8 +315,19 @@ reconciliation = Table(
     Column("billed_ns", BigInteger, nullable=False),
     Column("overhead_ns", BigInteger, nullable=False),
     Column("drift_ppm", BigInteger, nullable=False),  # of the worker that is furthest off
-    Column("worst_worker", String(128)),  # which that is
     Column("alarm", Boolean, nullable=False),
+)
+
+# A worker that was off by too much in a row of `reconciliation`.
+drift_alarm = Table(
+    "drift_alarm",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("reconciliation_id", BigInteger, ForeignKey("reconciliation.id"), nullable=False),
+    Column("worker_id", String(128)),  # null: all that were hardly busy, together
+    Column("busy_ns", BigInteger, nullable=False),
+    Column("drift_ns", BigInteger, nullable=False),
+    Column("drift_ppm", BigInteger, nullable=False),
 )
 
 # What stood of each worker when it was last in a row of `reconciliation`.

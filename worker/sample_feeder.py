@@ -115,7 +115,7 @@ class SampleFeeder(threading.Thread):
         with self._storage.database.read() as tx:
             now = self._storage.database.now(tx)
             spent = budgets.exhausted_caps(tx, now=now)
-            unpaused = pauses.unpaused_by(spent, now=now)
+            unpaused = pauses.unpaused_by({cap.scope for cap in spent}, now=now)
             suspect = room > 0 and claims.samples_wait(tx, suspect=True, among=unpaused)
             others = room > 0 and claims.samples_wait(tx, among=unpaused)
         self._samples.caps.replace(spent, since=mark)

@@ -14,8 +14,10 @@ from api.cli.output import moment, print_json, print_table
 from api.cli.values import parse_moment
 from billing import rate_cards
 from billing.rate_card_file import RateCardError
+from billing.rate_cards import DatedCard
 from storage.accounts import list_accounts
 from storage.errors import RowNotFoundError
+from storage.open import Storage
 
 
 @click.group()
@@ -50,15 +52,23 @@ def show(card_id: int | None, account_name: str | None, data_dir: Path) -> None:
     """Print a rate card as it was given: CARD_ID, or the one that holds now."""
     if card_id is not None and account_name is not None:
         raise CliError("name a card or --account, not both")
-    with opened(data_dir) as storage, storage.database.begin() as tx:
-        if card_id is None:
-            account_id = get_account(tx, account_name).id if account_name else None
-            click.echo(rate_cards.in_force(tx, account_id, at=storage.database.now(tx)).content, nl=False)
-            return
-        card = next((each for each in rate_cards.list_cards(tx) if each.id == card_id), None)
-    if card is None:
-        raise RowNotFoundError("rate card", card_id)
+    with opened(data_dir) as storage:
+        card = _in_force(storage, account_name) if card_id is None else _numbered(storage, card_id)
     click.echo(card.content, nl=False)
+
+
+def _numbered(storage: Storage, card_id: int) -> DatedCard:
+    with storage.database.read() as tx:
+        for card in rate_cards.list_cards(tx):
+            if card.id == card_id:
+                return card
+    raise RowNotFoundError("rate card", card_id)
+
+
+def _in_force(storage: Storage, account_name: str | None) -> DatedCard:
+    with storage.database.begin() as tx:  # the first card may have to be written
+        account_id = get_account(tx, account_name).id if account_name else None
+        return rate_cards.in_force(tx, account_id, at=storage.database.now(tx))
 
 
 @cards.command()

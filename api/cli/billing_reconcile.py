@@ -21,7 +21,8 @@ def reconcile(*, as_json: bool, data_dir: Path) -> None:
     """Hold billed device time and overhead against the workers' busy clocks; exit code 1 if they drift over 0.1 %.
 
     Overhead is what is never billed: failed attempts, replays, discarded work. Each worker's figures are
-    those since its start. Alarms are of single hours: the newest ten are shown below.
+    those since its start. Once an hour what was added since the time before is judged: the newest ten alarms of that
+    are shown below, and do not set the exit code.
     """
     with opened(data_dir) as storage, storage.database.read() as tx:
         found, alarms = reconciliation.reconcile(tx), reconciliation.alarms(tx)
@@ -30,10 +31,7 @@ def reconcile(*, as_json: bool, data_dir: Path) -> None:
             {**dataclasses.asdict(balance), "drift_ns": balance.drift_ns, "drift_ppm": balance.drift_ppm}
             for balance in found.balances
         ]
-        told = [
-            {"at": alarm.created_at.isoformat(), "worker": alarm.worker_id, "drift_ppm": alarm.drift_ppm}
-            for alarm in alarms
-        ]
+        told = [{**dataclasses.asdict(alarm), "created_at": alarm.created_at.isoformat()} for alarm in alarms]
         print_json({"workers": balances, "drift_ppm": found.drift_ppm, "alarm": found.alarm, "alarms": told})
     else:
         rows = [
@@ -56,7 +54,9 @@ def reconcile(*, as_json: bool, data_dir: Path) -> None:
         headings = ("worker", "busy s", "billed s", "overhead s", "under way s", "drift s", "drift")
         print_table(headings, rows, numbers=[1, 2, 3, 4, 5, 6], empty="no worker has been busy yet")
         for alarm in alarms:
-            click.echo(f"alarm at {moment(alarm.created_at)}: {alarm.worker_id} was off by {_percent(alarm.drift_ppm)}")
+            worker = alarm.worker_id or reconciliation.TOGETHER
+            off = f"off by {_seconds(alarm.drift_ns)} s, {_percent(alarm.drift_ppm)}"
+            click.echo(f"alarm at {moment(alarm.created_at)}: {worker}: {off}")
     if found.alarm:
         raise click.exceptions.Exit(1)
 

@@ -134,13 +134,15 @@ def credit(
     with opened(data_dir) as storage, storage.database.begin() as tx, unhurried(tx):
         try:
             invoice, now = stored.get(tx, number), storage.database.now(tx)
-            note = credit_notes.credit(tx, invoice, reason=reason, line=line, units=units, reference=reference, now=now)
+            note, new = credit_notes.credit(
+                tx, invoice, reason=reason, line=line, units=units, reference=reference, now=now
+            )
         except (InvoiceError, AmountError) as error:
             raise CliError(str(error)) from error
     if as_json:
-        print_json({"invoice": schemas.invoice(note)})
+        print_json({"invoice": schemas.invoice(note), "new": new})
     else:
-        click.echo(f"credit note {note.number}: {_total(note)}")
+        click.echo(f"credit note {note.number}{'' if new else ' was made already'}: {_total(note)}")
 
 
 def _show_trace(traced: list[dict[str, Any]], *, as_json: bool) -> None:

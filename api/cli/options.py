@@ -84,8 +84,15 @@ def project_option(help_text: str) -> Callable[[Command], Command]:
 
 
 def reference_option(help_text: str) -> Callable[[Command], Command]:
-    """`--reference`, short enough for the ledger."""
-    return click.option("--reference", callback=_at_most(REFERENCE_CHARS_MAX), help=help_text)
+    """`--reference`, short enough for the ledger; an empty one, as of a variable that is not set, is refused."""
+    check = _at_most(REFERENCE_CHARS_MAX)
+
+    def check_reference(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value == "":
+            raise click.BadParameter("it is empty: name one, or leave the option out.")
+        return check(ctx, param, value)
+
+    return click.option("--reference", callback=check_reference, help=help_text)
 
 
 def _at_most(chars_max: int) -> Callable[[click.Context, click.Parameter, str | None], str | None]:

@@ -103,9 +103,13 @@ def test_an_invoice_is_closed_shown_and_credited(tmp_path: Path) -> None:
     (entry,) = run_json(tmp_path, "invoices", "show", "1", "--trace", "1")["entries"]
     assert (entry["usage_device_ns"], Decimal(entry["amount"])) == (30_000 * 10**9, charged)
     # When
-    note = run_json(tmp_path, "invoices", "credit", "1", "--reason", "outage", "--reference", "t7")["invoice"]
+    asked_for = ("invoices", "credit", "1", "--reason", "outage", "--reference", "t7")
+    note, new = run_json(tmp_path, *asked_for).values()
     # Then
-    assert run_json(tmp_path, "invoices", "credit", "1", "--reason", "outage", "--reference", "t7")["invoice"] == note
+    assert new
+    assert run_json(tmp_path, *asked_for) == {"invoice": note, "new": False}
+    assert "credit note 2 was made already: -" in run(tmp_path, *asked_for).output
+    assert "--reference: it is empty" in run(tmp_path, *asked_for[:-1], "").output.replace("'", "")
     assert (note["number"], note["kind"]) == (2, "credit_note")
     assert [each["number"] for each in run_json(tmp_path, "invoices", "list")["invoices"]] == [2, 1]
     refused = run(tmp_path, "invoices", "credit", "1", "--reason", "again")

@@ -37,7 +37,7 @@ def test_a_credit_note_takes_back_an_invoice_entry_by_entry(database: Database) 
         invoice = make_invoice(tx, 2 * SECOND_NS + 4_000_000, SECOND_NS)
         before = invoices.text(tx, invoice)
         # When
-        note = credit_notes.credit(tx, invoice, reason="outage", now=NEXT)
+        note, _ = credit_notes.credit(tx, invoice, reason="outage", now=NEXT)
         # Then: the payment is not taken back
         assert (note.kind, note.number, note.corrects_id) == (InvoiceKind.CREDIT_NOTE, 2, invoice.id)
         assert note.total == Decimal(-3)
@@ -57,7 +57,7 @@ def test_no_more_is_credited_than_is_left(database: Database) -> None:
     with database.begin() as tx:
         invoice = make_invoice(tx, SECOND_NS, SECOND_NS)
         # When
-        note = credit_notes.credit(tx, invoice, reason="a half", units=3 * money.SCALE // 2, now=NEXT)
+        note, _ = credit_notes.credit(tx, invoice, reason="a half", units=3 * money.SCALE // 2, now=NEXT)
         # Then: the first charge is taken back wholly, the second in part
         assert [entry.amount for entry in entries(tx, ENTRY.c.invoice_id == note.id)] == [Decimal(-1), Decimal("-0.5")]
     with pytest.raises(InvoiceError, match=r"only 0\.50 USD of invoice 1 is left"), database.begin() as tx:
@@ -65,7 +65,7 @@ def test_no_more_is_credited_than_is_left(database: Database) -> None:
     with database.begin() as tx:
         # And: what is refused leaves nothing behind
         assert len(invoices.list_invoices(tx)) == 2
-        assert credit_notes.credit(tx, invoice, reason="the rest", now=NEXT).total == Decimal("-0.5")
+        assert credit_notes.credit(tx, invoice, reason="the rest", now=NEXT)[0].total == Decimal("-0.5")
         assert list(invoices.check(tx)) == []
 
 
@@ -82,24 +82,23 @@ def test_a_credit_note_of_nothing_is_not_issued(database: Database, asked_for: i
         assert entries(tx, ENTRY.c.kind == EntryKind.ADJUSTMENT) == []
         assert len(invoices.list_invoices(tx)) == 1
         if asked_for:
-            note = credit_notes.credit(tx, invoice, reason="x", units=6 * money.SCALE // 1000, now=NEXT)
+            note, _ = credit_notes.credit(tx, invoice, reason="x", units=6 * money.SCALE // 1000, now=NEXT)
             assert (note.number, note.total) == (2, Decimal("-0.01"))
-            assert credit_notes.credit(tx, invoice, reason="rest", now=NEXT).total == Decimal("-1.99")
+            assert credit_notes.credit(tx, invoice, reason="rest", now=NEXT)[0].total == Decimal("-1.99")
         assert list(invoices.check(tx)) == []
 
 
 def test_a_credit_note_is_made_once_for_a_reference(database: Database) -> None:
     with database.begin() as tx:
         # given
-        invoice = make_invoice(tx, SECOND_NS, SECOND_NS)
-        asked_for = {"reason": "outage", "units": money.SCALE // 2, "reference": "ticket 7"}
-        note = credit_notes.credit(tx, invoice, **asked_for, now=NEXT)
-        # when it is asked for again, as it was or with less said
-        assert credit_notes.credit(tx, invoice, **asked_for, now=NEXT) == note
-        assert credit_notes.credit(tx, invoice, reason="outage", reference="ticket 7", now=NEXT) == note
-        # then nothing more was taken back, and another amount or reason is not taken for it
-        for other in ({"units": money.SCALE}, {"reason": "another"}):
-            with pytest.raises(InvoiceError, match="that of credit note 2, which is another"):
+        invoice = make_invoice(tx, SECOND_NS, SECOND_NS, kinds=("forward_backward", "optim_step"))
+        asked_for = {"reason": "outage", "units": money.SCALE // 2, "line": 1, "reference": "ticket 7"}
+        note, new = credit_notes.credit(tx, invoice, **asked_for, now=NEXT)
+        # when it is asked for again
+        assert (new, credit_notes.credit(tx, invoice, **asked_for, now=NEXT)) == (True, (note, False))
+        # then nothing more was taken back, and what is asked for otherwise is not taken for it
+        for other in ({"units": money.SCALE}, {"units": None}, {"reason": "another"}, {"line": 2}, {"line": None}):
+            with pytest.raises(InvoiceError, match="that of credit note 2, which was asked for with another line"):
                 credit_notes.credit(tx, invoice, **{**asked_for, **other}, now=NEXT)
         assert len(invoices.list_invoices(tx)) == 2
         # and another reference, or none, is another note
@@ -113,7 +112,7 @@ def test_one_line_is_credited_alone(database: Database) -> None:
     with database.begin() as tx:
         invoice = make_invoice(tx, SECOND_NS, 5 * SECOND_NS, kinds=("forward_backward", "optim_step"))
         # When
-        note = credit_notes.credit(tx, invoice, line=2, reason="steps", now=NEXT)
+        note, _ = credit_notes.credit(tx, invoice, line=2, reason="steps", now=NEXT)
         # Then
         assert note.total == Decimal(-5)
         (line,) = invoices.document(tx, note)["lines"]
@@ -133,7 +132,7 @@ def test_what_is_no_charge_is_not_credited(database: Database, line: int, error:
 
 def test_a_credit_note_is_not_credited(database: Database) -> None:
     with database.begin() as tx:
-        note = credit_notes.credit(tx, make_invoice(tx, SECOND_NS), reason="x", now=NEXT)
+        note, _ = credit_notes.credit(tx, make_invoice(tx, SECOND_NS), reason="x", now=NEXT)
         with pytest.raises(InvoiceError, match="is a credit note"):
             credit_notes.credit(tx, note, reason="y", now=NEXT)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import sqlalchemy
+import structlog
 
 from billing import reconciliation
 from billing.reconciliation import reconcile
@@ -63,7 +64,6 @@ def test_more_than_a_thousandth_is_an_alarm(database: Database, overhead_ns: int
     # Then
     assert found.alarm is alarm
     assert (row.alarm, row.drift_ppm, row.num_workers) == (alarm, found.drift_ppm, 2)
-    assert row.worst_worker == ("w" if found.drift_ppm else "good")
 
 
 def test_workers_that_were_hardly_busy_are_judged_together(database: Database) -> None:
@@ -96,6 +96,62 @@ def test_a_fault_is_seen_within_the_hour_and_told_once_however_long_all_was_well
     assert recorded == [(1, 0, False), (1, 10_000, True), (1, 0, False), (0, 0, False)]
     with database.read() as tx:
         assert [(alarm.worker_id, alarm.drift_ppm) for alarm in reconciliation.alarms(tx)] == [("w", 10_000)]
+
+
+def test_every_worker_that_is_off_is_named(database: Database) -> None:
+    # given
+    make_worker(database, "good", busy_ns=10 * SECOND, overhead_ns=10 * SECOND)
+    make_worker(database, "v", busy_ns=10 * SECOND, overhead_ns=9 * SECOND)
+    make_worker(database, "w", busy_ns=10 * SECOND, overhead_ns=8 * SECOND)
+    make_worker(database, "short", busy_ns=SECOND // 2, overhead_ns=0)
+    make_worker(database, "shorter", busy_ns=SECOND // 2, overhead_ns=SECOND // 4)
+    # when
+    with structlog.testing.capture_logs() as logs:
+        assert record(database) == (5, 750_000, True)
+    # then
+    off = {"v": 100_000, "w": 200_000, None: 750_000}
+    assert {one["worker"]: one["ppm"] for one in logs} == {id_ or reconciliation.TOGETHER: off[id_] for id_ in off}
+    with database.read() as tx:
+        assert {alarm.worker_id: alarm.drift_ppm for alarm in reconciliation.alarms(tx)} == off
+
+
+def test_what_is_billed_without_a_clock_that_runs_is_an_alarm(database: Database) -> None:
+    # given
+    make_worker(database, "good", busy_ns=10 * SECOND, overhead_ns=10 * SECOND)
+    make_worker(database, "w", busy_ns=0, overhead_ns=3 * SECOND)
+    # when, then
+    assert record(database) == (2, 10**6, True)
+    # and what was under way and is in neither of the others
+    make_worker(database, "v", busy_ns=9 * SECOND, overhead_ns=0, under_way_ns=9 * SECOND)
+    assert record(database) == (1, 0, False)
+    add_work(database, "v", busy_ns=0, overhead_ns=0, number=2)
+    assert record(database) == (1, 10**6, True)
+
+
+def test_what_ends_is_not_held_against_the_little_that_began(database: Database) -> None:
+    # given ten minutes of work that is under way
+    make_worker(database, "w", busy_ns=600 * SECOND, overhead_ns=0, under_way_ns=600 * SECOND)
+    record(database)
+    # when it has ended, two milliseconds short
+    add_work(database, "w", busy_ns=SECOND, overhead_ns=601 * SECOND - SECOND // 500, number=2)
+    # then
+    assert record(database) == (1, 4, False)
+
+
+def test_what_another_has_recorded_meanwhile_is_not_recorded_twice(database: Database) -> None:
+    # given two that have read at the same time
+    make_worker(database, "w", busy_ns=10 * SECOND, overhead_ns=9 * SECOND)
+    with database.read() as tx:
+        one, other = reconciliation.unrecorded(tx), reconciliation.unrecorded(tx)
+    # when
+    kept = []
+    for found in (one, other):
+        with database.begin() as tx:
+            kept.append(reconciliation.record(tx, found, now=NOW))
+    # then
+    assert kept == [True, False]
+    with database.read() as tx:
+        assert len(reconciliation.alarms(tx)) == 1
 
 
 def test_what_was_done_shortly_is_kept_until_there_is_enough_to_tell(database: Database) -> None:

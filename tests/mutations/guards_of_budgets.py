@@ -133,8 +133,8 @@ BUDGETS = (
         (
             Change(
                 "billing/pauses.py",
-                "    if not spent:\n        return None",
-                "    if spent or not spent:\n        return None",
+                "    if not scopes:\n        return None",
+                "    if scopes or not scopes:\n        return None",
             ),
         ),
         (
