@@ -15,6 +15,7 @@ from api.cli.values import parse_moment
 from billing import exports, rollups
 from billing.export_files import Format
 from billing.exports import Export
+from storage.object_url import redact
 from storage.objects import SIGNED_URL_S_MAX
 from storage.open import Storage
 
@@ -64,7 +65,9 @@ def export(
 
             if output is None:
                 key = exports.store(storage.database, storage.objects, chosen, on_page=on_page)
-                told = {"key": key, "url": storage.objects.signed_url(key, expires_s=SIGNED_URL_S_MAX)}
+                store_url = redact(storage.settings.resolved_object_store_url()).partition("?")[0]
+                url = storage.objects.signed_url(key, expires_s=SIGNED_URL_S_MAX)
+                told = {"key": key, "at": f"{store_url}/{key}", "url": url}
             else:
                 with output.open("wb") as file:
                     chosen.write(storage.database, file, on_page=on_page)
@@ -72,7 +75,7 @@ def export(
     if as_json:
         print_json({"lines": sum(written), **told})
     else:
-        click.echo("\n".join(value for value in told.values() if value))
+        click.echo("\n".join(value for name, value in told.items() if value and name != "key"))
 
 
 @click.command("rebuild-rollups")

@@ -86,8 +86,8 @@ def examine(data_dir: Path) -> Iterator[Finding]:
 
 
 def _disk(data_dir: Path) -> Finding:
-    data_dir.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(data_dir).free
+    there = next(place for place in (data_dir, *data_dir.parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
     detail = f"{free / 2**30:.1f} GiB free at {data_dir}"
     if free < DISK_BYTES_MIN:
         return Finding("disk", "note", f"{detail}: free some, or choose another --data-dir")
@@ -109,6 +109,8 @@ def _database(settings: StorageSettings) -> Finding:
 
 def _object_store(settings: StorageSettings) -> Finding:
     url = settings.resolved_object_store_url()
+    if not settings.object_store_url and not settings.data_dir.is_dir():
+        return Finding("object store", "note", f"none in {settings.data_dir} yet: the first start makes it")
     store = open_object_store(url)
     try:
         store.check()

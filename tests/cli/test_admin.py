@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,14 @@ def test_doctor_names_what_cannot_be_reached_without_its_password(
     states = {finding["what"]: finding["state"] for finding in json.loads(told.stdout)["findings"]}
     assert {what for what, state in states.items() if state == "fail"} >= {"database", "broker", "object store"}
     assert "hunter2" not in told.output
+
+
+def test_doctor_makes_nothing_where_there_is_nothing(tmp_path: Path) -> None:
+    told = run(tmp_path / "typed" / "wrong", "doctor")
+    assert told.exit_code == 0, told.output
+    assert list(tmp_path.iterdir()) == []
+    for what in ("object store", "database"):
+        assert re.search(rf"note {what} +none in .*wrong yet", told.output)
 
 
 def test_doctor_finds_nothing_wrong_with_a_fresh_directory(tmp_path: Path) -> None:

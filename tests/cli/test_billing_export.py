@@ -6,6 +6,8 @@ import csv
 import json
 from decimal import Decimal
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 from pyarrow import parquet
@@ -41,16 +43,17 @@ def test_usage_is_written_to_a_file_in_each_format(tmp_path: Path, cost: Decimal
     assert Decimal(event["data"]["charge"]) == cost
 
 
-def test_usage_is_put_into_the_object_store_and_its_key_is_printed(tmp_path: Path, cost: Decimal) -> None:
+def test_usage_is_put_into_the_object_store_and_it_is_said_where(tmp_path: Path, cost: Decimal) -> None:
     # When
     done = run(tmp_path, "billing", "export", "--from", "24h")
     # Then
     assert done.exit_code == 0, done.output
-    key = done.stdout.strip()
-    storage = open_storage(StorageSettings(data_dir=tmp_path))
-    (row,) = csv.DictReader(storage.objects.get(key).decode().splitlines())
-    storage.close()
+    at = done.stdout.strip()
+    (row,) = csv.DictReader(Path(url2pathname(urlsplit(at).path)).read_text().splitlines())
     assert Decimal(row["charge"]) == cost
+    # and programs are told its key
+    done = run_json(tmp_path, "billing", "export", "--from", "24h")
+    assert (done["at"].endswith(f"/objects/{done['key']}"), done["url"]) == (True, None)
 
 
 @pytest.mark.usefixtures("cost")
