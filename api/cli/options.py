@@ -14,16 +14,27 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _NEGATIVE = re.compile(r"-\.?\d.*")
 
 
+LARGEST = 2**62
+"""No number that is given may be larger: the database adds to some, and has 63 bits."""
+
+
 class WholeNumber(click.IntRange):
     """A whole number within bounds, called so in messages."""
 
     name = "whole number"
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it; what the database could not hold is refused, though help says nothing of that."""
+        number: int = super().convert(value, param, ctx)
+        if number > LARGEST:
+            self.fail(f"{number} is too large.", param, ctx)
+        return number
 
-NUMBER = WholeNumber(1, 2**63 - 1)
-"""Of a row: a key, a budget, an invoice; the database has no larger one."""
 
-COUNT = WholeNumber(0, 2**62)
+NUMBER = WholeNumber(1)
+"""Of a row: a key, a budget, an invoice."""
+
+COUNT = WholeNumber(0)
 """How many are left out of a list."""
 
 PORT = WholeNumber(0, 65_535)

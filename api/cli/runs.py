@@ -67,9 +67,7 @@ def runs(account_name: str | None, offset: int, limit: int, as_json: bool, data_
 
 @click.command()
 @click.argument("run")
-@click.option(
-    "--after", "after_seq", type=WholeNumber(-1, 2**63 - 1), default=-1, help="Only operations after this seq."
-)
+@click.option("--after", "after_seq", type=WholeNumber(-1), default=-1, help="Only operations after this seq.")
 @click.option("--limit", type=WholeNumber(1, 10_000), default=1000, show_default=True, help="At most so many.")
 @json_option
 @data_dir_option

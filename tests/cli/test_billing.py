@@ -132,7 +132,7 @@ def test_a_number_that_no_row_has_is_refused(data_dir: Path, arguments: list[str
     # when
     refused = run(data_dir, *arguments)
     # then
-    assert (refused.exit_code, f"{TOO_LARGE} is not in the range" in refused.output) == (2, True), refused.output
+    assert (refused.exit_code, f"{TOO_LARGE} is too large." in refused.output) == (2, True), refused.output
 
 
 @pytest.mark.parametrize("command", [["add", "-1"], ["set", "1", "-12.50"]])
@@ -146,13 +146,13 @@ def test_a_negative_cap_must_be_more_than_0(data_dir: Path, command: list[str]) 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["budgets", "set", "-1", "5", "--account", "ada"], "-1 is not in the range 1<=x<="),
+        (["budgets", "set", "-1", "5", "--account", "ada"], "-1 is not in the range x>=1"),
         (["budgets", "add", "5", "--acount", "ada"], "Did you mean"),
         (["budgets", "add", "5", "-x", "--account", "ada"], "No such option '-x'"),
-        (["billing", "adjust", "-1", "--amount", "-1", "--reason", "x"], "-1 is not in the range 1<=x<="),
+        (["billing", "adjust", "-1", "--amount", "-1", "--reason", "x"], "-1 is not in the range x>=1"),
         (["invoices", "show", "x"], "'x' is not a valid whole number"),
-        (["invoices", "show", "-1"], "-1 is not in the range 1<=x<="),
-        (["keys", "revoke", "-1"], "-1 is not in the range 1<=x<="),
+        (["invoices", "show", "-1"], "-1 is not in the range x>=1"),
+        (["keys", "revoke", "-1"], "-1 is not in the range x>=1"),
     ],
 )
 def test_what_is_no_number_and_what_is_no_option_are_told_apart(
