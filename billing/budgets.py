@@ -28,6 +28,7 @@ _table = billing_tables.budget
 _entry = billing_tables.ledger_entry
 _hold = billing_tables.budget_hold
 
+ADD_LOCK = 7_263_511_904  # any number, as long as only those who add budgets use it
 ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 THRESHOLDS = (50, 80, 100)
 
@@ -198,9 +199,12 @@ def add(
         cap: in `money.SCALE`-ths.
     """
     if tx.dialect.name == "postgresql":
-        # charges that are being booked are waited for, later ones find the budget; and one at a time is added, so that
-        # ids are in the order in which budgets are seen, which is the order in which they are locked
-        tx.execute(text("LOCK TABLE ledger_entry IN SHARE ROW EXCLUSIVE MODE"))
+        with unhurried(
+            tx
+        ):  # one at a time is added: they are locked in the order of ids, which must be that of commits
+            tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADD_LOCK})
+        # charges that are being booked are waited for, later ones find the budget
+        tx.execute(text("LOCK TABLE ledger_entry IN SHARE MODE"))
     start = start_of_period(period, now)
     values: dict[str, Any] = {
         "account_id": account_id,

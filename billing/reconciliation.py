@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy import Connection, delete, func, insert, select, text
 
 from storage import billing_tables, tables
-from storage.database import Database
+from storage.database import Database, after_commit
 
 log = structlog.get_logger()
 
@@ -27,8 +27,8 @@ DRIFT_MAX_PPM = 1000
 """More than 0.1 % is an alarm."""
 
 BUSY_MIN_NS = 10**9
-"""Workers that were busy for less are judged together: two clocks around a few short steps differ more. Together they
-are recorded as soon as that makes so much."""
+"""Workers that were busy for less are not judged by themselves: two clocks around a few short steps differ more. One
+that runs is recorded once it has done so much; those that have stopped, together, as soon as that makes so much."""
 
 EVERY = timedelta(minutes=50)
 """Sooner than this it is not recorded again, however often it is asked for."""
@@ -118,12 +118,12 @@ class Unrecorded:
     """What was added since the record before.
 
     Attributes:
-        before: the number of that record.
+        before: that record, if there is one: its number and time.
         added: of the workers of which there is enough to tell.
         until: what stands of each of them, where the next record begins.
     """
 
-    before: int | None
+    before: tuple[int, datetime] | None
     added: Reconciliation
     until: Sequence[Balance]
 
@@ -145,23 +145,26 @@ class Alarm:
 
 def reconcile(tx: Connection) -> Reconciliation:
     """Read every worker's balance since its start, in one statement, so that it is that of one moment."""
-    long, short = _by_length(_balances(tx))
+    long, short = _by_length([balance for balance, _ in _balances(tx)])
     return Reconciliation([*long, _together(short)] if short else long)
 
 
 def unrecorded(tx: Connection) -> Unrecorded:
     """Read what was added since the record before."""
-    newest = _newest(tx)
+    newest = _newest(tx)  # before all else: what is recorded meanwhile makes this void
     columns = (_recorded.c.worker_id, *(_recorded.c[name] for name in _NS))
     before = {row.worker_id: Balance(*row) for row in tx.execute(select(*columns))}
-    standing = {balance.worker_id: balance for balance in _balances(tx)}
+    every = _balances(tx)
+    standing = {balance.worker_id: balance for balance, _ in every}
+    stopped = {balance.worker_id for balance, has_stopped in every if has_stopped}
     zero = Balance("", *(0 for _ in _NS))
     added = [balance.since(before.get(id_, zero)) for id_, balance in standing.items()]
     judged, short = _by_length([balance for balance in added if balance.judged_by_ns])
+    short = [balance for balance in short if balance.worker_id in stopped]
     until = [standing[balance.worker_id] for balance in judged]
     if (together := _together(short)).is_long:
         judged, until = [*judged, together], [*until, *(standing[balance.worker_id] for balance in short)]
-    return Unrecorded(newest and newest[0], Reconciliation(judged), until)
+    return Unrecorded(newest, Reconciliation(judged), until)
 
 
 def record(tx: Connection, found: Unrecorded, *, now: datetime) -> bool:
@@ -172,8 +175,7 @@ def record(tx: Connection, found: Unrecorded, *, now: datetime) -> bool:
     """
     if tx.dialect.name == "postgresql":
         tx.execute(text("LOCK TABLE reconciliation IN SHARE ROW EXCLUSIVE MODE"))  # one at a time
-    newest = _newest(tx)
-    if (newest and newest[0]) != found.before:
+    if _newest(tx) != found.before:
         return False
     added = found.added
     values = {
@@ -199,12 +201,13 @@ def record(tx: Connection, found: Unrecorded, *, now: datetime) -> bool:
 def record_due(database: Database) -> None:
     """Reconcile and keep what is found, unless that was done within the hour."""
     with database.read() as tx:
-        newest = _newest(tx)
-        is_due = newest is None or database.now(tx) - newest[1] >= EVERY
-        found = unrecorded(tx) if is_due else None
-    if found is not None:
-        with database.begin() as tx:
-            record(tx, found, now=database.now(tx))
+        if not _is_due(_newest(tx), database.now(tx)):
+            return
+        found = unrecorded(tx)
+        if not _is_due(found.before, database.now(tx)):
+            return
+    with database.begin() as tx:
+        record(tx, found, now=database.now(tx))
 
 
 def alarms(tx: Connection) -> Sequence[Alarm]:
@@ -218,7 +221,12 @@ def _raise_alarm(tx: Connection, reconciliation_id: int, balance: Balance) -> No
     facts = {"busy_ns": balance.busy_ns, "drift_ns": balance.drift_ns, "drift_ppm": balance.drift_ppm}
     worker_id = None if balance.worker_id == TOGETHER else balance.worker_id
     tx.execute(insert(_alarm).values(reconciliation_id=reconciliation_id, worker_id=worker_id, **facts))
-    log.error("device_time_drifts", worker=balance.worker_id, ns=balance.drift_ns, ppm=balance.drift_ppm)
+    told = {"worker": balance.worker_id, "ns": balance.drift_ns, "ppm": balance.drift_ppm}
+    after_commit(tx, lambda: log.error("device_time_drifts", **told))
+
+
+def _is_due(newest: tuple[int, datetime] | None, now: datetime) -> bool:
+    return newest is None or now - newest[1] >= EVERY
 
 
 def _newest(tx: Connection) -> tuple[int, datetime] | None:
@@ -227,7 +235,8 @@ def _newest(tx: Connection) -> tuple[int, datetime] | None:
     return None if row is None else (row.id, row.created_at)
 
 
-def _balances(tx: Connection) -> Sequence[Balance]:
+def _balances(tx: Connection) -> Sequence[tuple[Balance, bool]]:
+    """Of every worker, and whether it has stopped."""
     worker, usage = tables.worker.c, billing_tables.usage_record.c
     billed = (
         select(func.coalesce(func.sum(usage.device_ns), 0))
@@ -235,8 +244,12 @@ def _balances(tx: Connection) -> Sequence[Balance]:
         .correlate(tables.worker)
         .scalar_subquery()
     )
-    query = select(worker.id, worker.busy_ns, (worker.rolled_up_ns + billed), worker.overhead_ns, worker.under_way_ns)
-    return [Balance(row[0], *(int(number) for number in row[1:])) for row in tx.execute(query.order_by(worker.id))]
+    sums = (worker.busy_ns, worker.rolled_up_ns + billed, worker.overhead_ns, worker.under_way_ns)
+    query = select(worker.id, worker.stopped_at.is_not(None), *sums).order_by(worker.id)
+    return [
+        (Balance(worker_id, *(int(number) for number in numbers)), bool(has_stopped))
+        for worker_id, has_stopped, *numbers in tx.execute(query)
+    ]
 
 
 def _by_length(balances: Sequence[Balance]) -> tuple[Sequence[Balance], Sequence[Balance]]:

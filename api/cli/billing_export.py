@@ -65,7 +65,7 @@ def export(
 
             if output is None:
                 key = exports.store(storage.database, storage.objects, chosen, on_page=on_page)
-                store_url = redact(storage.settings.resolved_object_store_url()).partition("?")[0]
+                store_url = redact(storage.settings.resolved_object_store_url()).partition("?")[0].rstrip("/")
                 url = storage.objects.signed_url(key, expires_s=SIGNED_URL_S_MAX)
                 told = {"key": key, "at": f"{store_url}/{key}", "url": url}
             else:

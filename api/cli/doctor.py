@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -86,9 +87,11 @@ def examine(data_dir: Path) -> Iterator[Finding]:
 
 
 def _disk(data_dir: Path) -> Finding:
-    there = next(place for place in (data_dir, *data_dir.parents) if place.is_dir())
+    there = next(place for place in (data_dir, *data_dir.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return Finding("disk", "fail", f"{data_dir} cannot be written in: {there} is no directory, or not writable")
     free = shutil.disk_usage(there).free
-    detail = f"{free / 2**30:.1f} GiB free at {data_dir}"
+    detail = f"{free / 2**30:.1f} GiB free at {there}"
     if free < DISK_BYTES_MIN:
         return Finding("disk", "note", f"{detail}: free some, or choose another --data-dir")
     return Finding("disk", "ok", detail)

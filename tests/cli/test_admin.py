@@ -278,6 +278,13 @@ def test_doctor_makes_nothing_where_there_is_nothing(tmp_path: Path) -> None:
         assert re.search(rf"note {what} +none in .*wrong yet", told.output)
 
 
+def test_doctor_says_where_no_directory_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = run(tmp_path / "file" / "data", "doctor")
+    assert told.exit_code == 1, told.output
+    assert re.search(r"FAIL disk .*data cannot be written in: .*file is no directory", told.output)
+
+
 def test_doctor_finds_nothing_wrong_with_a_fresh_directory(tmp_path: Path) -> None:
     told = run(tmp_path, "doctor")
     assert told.exit_code == 0, told.output

@@ -105,6 +105,7 @@ def test_every_worker_that_is_off_is_named(database: Database) -> None:
     make_worker(database, "w", busy_ns=10 * SECOND, overhead_ns=8 * SECOND)
     make_worker(database, "short", busy_ns=SECOND // 2, overhead_ns=0)
     make_worker(database, "shorter", busy_ns=SECOND // 2, overhead_ns=SECOND // 4)
+    stop(database, "short", "shorter")
     # when
     with structlog.testing.capture_logs() as logs:
         assert record(database) == (5, 750_000, True)
@@ -155,18 +156,37 @@ def test_what_another_has_recorded_meanwhile_is_not_recorded_twice(database: Dat
 
 
 def test_what_was_done_shortly_is_kept_until_there_is_enough_to_tell(database: Database) -> None:
-    # Given: workers that are busy for half a second and lose a hundredth of it
+    # Given: workers that stop after half a second, and have lost a hundredth of it
     for number in range(3):
         make_worker(database, f"w{number}", busy_ns=SECOND // 2, overhead_ns=SECOND // 2 - SECOND // 200)
-        # When, Then: two of them are enough, and the third waits for the next
+        stop(database, f"w{number}")
+        # When, Then: two of them are enough, and the third waits for others
         assert record(database) == ((2, 10_000, True) if number == 1 else (0, 0, False))
-    # And: what is done by the one that waits is added to it
-    add_work(database, "w2", busy_ns=SECOND // 2, overhead_ns=SECOND // 2, number=2)
-    assert record(database) == (1, 5_000, True)
+    make_worker(database, "w3", busy_ns=SECOND // 2, overhead_ns=SECOND // 2)
+    stop(database, "w3")
+    assert record(database) == (2, 5_000, True)
     with database.read() as tx:
         rows = tx.execute(sqlalchemy.select(billing_tables.reconciliation)).all()
         busy_ns = sum(balance.busy_ns for balance in reconcile(tx).balances)
     assert sum(row.busy_ns for row in rows) == busy_ns, "every second is in one record"
+
+
+def test_a_worker_that_does_little_is_not_hidden_by_others_that_do(database: Database) -> None:
+    # given ten workers, one of which loses a hundredth
+    names = [f"w{number}" for number in range(10)]
+    for name in names:
+        make_worker(database, name, busy_ns=0, overhead_ns=0)
+    # when each does little between two records
+    recorded = []
+    for number in range(2, 5):
+        for name in names:
+            lost = SECOND // 250 if name == "w0" else 0
+            add_work(database, name, busy_ns=2 * SECOND // 5, overhead_ns=2 * SECOND // 5 - lost, number=number)
+        recorded.append(record(database))
+    # then it is judged by itself, once there is enough
+    assert recorded == [(0, 0, False), (0, 0, False), (10, 10_000, True)]
+    with database.read() as tx:
+        assert [alarm.worker_id for alarm in reconciliation.alarms(tx)] == ["w0"]
 
 
 def test_what_is_under_way_is_no_drift_in_any_record(database: Database) -> None:
@@ -183,6 +203,12 @@ def add_work(database: Database, worker_id: str, *, busy_ns: int, overhead_ns: i
     with database.begin() as tx:
         work = Work(busy_ns=busy_ns, overhead_ns=overhead_ns)
         workers.add_work(tx, worker_id, work, number=number, under_way_ns=0, tail_p95_ns=0)
+
+
+def stop(database: Database, *worker_ids: str) -> None:
+    with database.begin() as tx:
+        for worker_id in worker_ids:
+            workers.record_stopped(tx, worker_id, ended_by="itself", now=NOW)
 
 
 def record(database: Database) -> tuple[int, int, bool]:

@@ -340,6 +340,18 @@ RECONCILING = (
         ),
         (f"{_RECONCILIATION}::test_what_was_done_shortly_is_kept_until_there_is_enough_to_tell",),
     ),
+    Guard(
+        "workers that run and do little",
+        "what one of them loses would be lost among what others do",
+        (
+            Change(
+                "billing/reconciliation.py",
+                "for balance in short if balance.worker_id in stopped]",
+                "for balance in short]",
+            ),
+        ),
+        (f"{_RECONCILIATION}::test_a_worker_that_does_little_is_not_hidden_by_others_that_do",),
+    ),
 )
 
 RECOVERY = (
