@@ -199,9 +199,8 @@ def add(
         cap: in `money.SCALE`-ths.
     """
     if tx.dialect.name == "postgresql":
-        with unhurried(
-            tx
-        ):  # one at a time is added: they are locked in the order of ids, which must be that of commits
+        # one at a time is added: budgets are locked in the order of their ids, which has to be that of their commits
+        with unhurried(tx):
             tx.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADD_LOCK})
         # charges that are being booked are waited for, later ones find the budget
         tx.execute(text("LOCK TABLE ledger_entry IN SHARE MODE"))

@@ -201,13 +201,11 @@ def record(tx: Connection, found: Unrecorded, *, now: datetime) -> bool:
 def record_due(database: Database) -> None:
     """Reconcile and keep what is found, unless that was done within the hour."""
     with database.read() as tx:
-        if not _is_due(_newest(tx), database.now(tx)):
-            return
         found = unrecorded(tx)
-        if not _is_due(found.before, database.now(tx)):
-            return
-    with database.begin() as tx:
-        record(tx, found, now=database.now(tx))
+        is_due = found.before is None or database.now(tx) - found.before[1] >= EVERY
+    if is_due:
+        with database.begin() as tx:
+            record(tx, found, now=database.now(tx))
 
 
 def alarms(tx: Connection) -> Sequence[Alarm]:
@@ -223,10 +221,6 @@ def _raise_alarm(tx: Connection, reconciliation_id: int, balance: Balance) -> No
     tx.execute(insert(_alarm).values(reconciliation_id=reconciliation_id, worker_id=worker_id, **facts))
     told = {"worker": balance.worker_id, "ns": balance.drift_ns, "ppm": balance.drift_ppm}
     after_commit(tx, lambda: log.error("device_time_drifts", **told))
-
-
-def _is_due(newest: tuple[int, datetime] | None, now: datetime) -> bool:
-    return newest is None or now - newest[1] >= EVERY
 
 
 def _newest(tx: Connection) -> tuple[int, datetime] | None:

@@ -14,7 +14,7 @@ from billing.dimensions import Dimensions
 
 
 class SpentCaps:
-    """Budgets that pause what they cover. Locked."""
+    """Caps that pause what they cover. Locked."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,15 +37,15 @@ class SpentCaps:
     def pause(self, payer: Dimensions) -> bool:
         """Whether one of them covers this."""
         with self._lock:
-            return any(budget.covers(payer) for budget in self._by_account.get(payer.account_id, {}).values())
+            return any(cap.covers(payer) for cap in self._by_account.get(payer.account_id, {}).values())
 
     def add(self, spent: Iterable[Cap]) -> None:
         """A commit has found these spent."""
         with self._lock:
             self._num_told += 1
-            new = [budget for budget in spent if budget.id not in self._by_account.get(budget.account_id, {})]
+            new = [cap for cap in spent if cap.id not in self._by_account.get(cap.account_id, {})]
             if new:
-                self._set({**self._by_id(), **{budget.id: budget for budget in new}})
+                self._set({**self._by_id(), **{cap.id: cap for cap in new}})
 
     def replace(self, spent: Iterable[Cap], *, since: int) -> None:
         """These have been read, and are all; unless a commit has told of more since the mark: that may be newer."""
@@ -54,12 +54,12 @@ class SpentCaps:
             self._set({**told, **{cap.id: cap for cap in spent}})
 
     def _by_id(self) -> dict[int, Cap]:
-        return {id_: budget for budgets in self._by_account.values() for id_, budget in budgets.items()}
+        return {id_: cap for caps in self._by_account.values() for id_, cap in caps.items()}
 
     def _set(self, spent: dict[int, Cap]) -> None:
         if spent.keys() == self._by_id().keys():
             return
         self._version += 1
         self._by_account = {}
-        for budget in spent.values():
-            self._by_account.setdefault(budget.account_id, {})[budget.id] = budget
+        for cap in spent.values():
+            self._by_account.setdefault(cap.account_id, {})[cap.id] = cap
